@@ -1,0 +1,76 @@
+"""gRPC servers and channels with the options that long-lived streams need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from grpc import aio
+
+# Internal clients ping this often, also without a call, so that a cut link is noticed
+# within seconds; servers must allow it, or they answer too_many_pings.
+PING_INTERVAL_MS = 1_000
+PING_TIMEOUT_MS = 2_000
+
+# 256 KiB chunks and records below 16 KiB: nothing legitimate comes near this.
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+
+def server_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, Any]]:
+    """Options of every server: pings of :data:`PING_INTERVAL_MS` are welcome."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS // 2),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    ]
+
+
+def internal_channel_options() -> list[tuple[str, Any]]:
+    """Options of channels between Reelmesh's own processes: notice a cut in seconds."""
+    return [
+        ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
+        ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        # One subchannel per address and channel: a broken one is not shared.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def internal_channel(
+    address: str, *, credentials: grpc.ChannelCredentials | None = None
+) -> aio.Channel:
+    """A channel to one of our own processes; plain text where no credentials are given."""
+    options = internal_channel_options()
+    if credentials is None:
+        return aio.insecure_channel(address, options=options)
+    return aio.secure_channel(address, credentials, options=options)
+
+
+def listen(
+    server: aio.Server, address: str, *, credentials: grpc.ServerCredentials | None = None
+) -> int:
+    """Binds ``host:port`` (port 0: a free one) and returns the port.
+
+    Raises:
+        OSError: The address cannot be bound; the message names it.
+    """
+    try:
+        if credentials is None:
+            port: int = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from None
+    if port == 0:
+        raise OSError(f"cannot listen on {address}: is it in use, or not an address of this host?")
+    return port
