@@ -63,7 +63,7 @@ async def _live(build: Callable[[], AbstractAsyncContextManager[App]], *, name: 
     try:
         async with build() as app:
             failed = await _serve_until(app, stop, name=name)
-    except Exception:
+    except Exception:  # noqa: BLE001 - the process boundary: logged, then the exit code says it
         _log.exception("failed", process=name)
         return 1
     _log.info("stopped", process=name)

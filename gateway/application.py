@@ -1,0 +1,127 @@
+"""The gateway's application, as its edges see it: one port for gRPC and for HTTP.
+
+Requests and answers are messages of ``reelmesh.v1``; what goes wrong is a
+:class:`gateway.errors.GatewayError`. The edges authenticate and translate, and decide
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, as the verified token says."""
+
+    tenant: str
+    subject: str
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """The bytes of a finished video from an offset."""
+
+    total_bytes: int
+    sha256: str
+    chunks: AsyncIterator[bytes]
+
+
+class VideoApplication(Protocol):
+    """What can be done with videos. Every method sees the caller's own tenant alone."""
+
+    async def create(
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+    ) -> video_pb2.Video:
+        """Validates, admits and starts a video; answers its record as it stands.
+
+        Args:
+            caller: The verified caller.
+            spec: What is asked for; every rule of the model is checked.
+            options: Idempotency key, durability and deadline of the job.
+            streamed: The caller will :meth:`watch` it at once, and gives it up by
+                leaving; it is then cancelled after a grace time unless durable.
+
+        Raises:
+            InvalidRequest: Names each field that breaks a rule.
+            IdempotencyConflict: The key was used with another request.
+            ResourceExhausted: The queue is full or the wait passes the deadline.
+            Unavailable: No ready node serves the model.
+        """
+        ...
+
+    async def get(self, caller: Caller, video_id: str) -> video_pb2.Video:
+        """The record of a video.
+
+        Raises:
+            VideoNotFound: There is none of this tenant.
+        """
+        ...
+
+    def watch(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncIterator[video_pb2.VideoEvent]:
+        """Events after ``after_seq`` up to and including the terminal one.
+
+        The first step of the iterator raises VideoNotFound. Closing the iterator ends
+        the subscription.
+        """
+        ...
+
+    async def list(
+        self, caller: Caller, *, page_size: int, page_token: str
+    ) -> tuple[list[video_pb2.Video], str]:
+        """A page of the tenant's videos, newest first, and the token of the next page.
+
+        Raises:
+            InvalidRequest: The page size or token is not valid.
+        """
+        ...
+
+    async def cancel(self, caller: Caller, video_id: str) -> video_pb2.Video:
+        """Stops a video; the record says what won, the cancel or the finish.
+
+        Raises:
+            VideoNotFound: There is none of this tenant.
+        """
+        ...
+
+    async def delete(self, caller: Caller, video_id: str) -> None:
+        """Cancels where it runs, then removes record and bytes.
+
+        Raises:
+            VideoNotFound: There is none of this tenant.
+        """
+        ...
+
+    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
+        """The finished MP4 from ``offset``.
+
+        Raises:
+            VideoNotFound: There is none of this tenant.
+            NotFinished: It still runs, waits, failed or was cancelled.
+            InvalidRequest: The offset is past the end.
+        """
+        ...
+
+    def models(self) -> tuple[list[model_pb2.ModelInfo], str]:
+        """Every version that a ready node serves, and the default model's name."""
+        ...
+
+    def regions(self) -> list[fleet_service_pb2.Region]:
+        """The regions of the mesh as this gateway knows them, its own marked."""
+        ...
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether this region can take a request now, and why not."""
+        ...
