@@ -1,0 +1,1 @@
+"""The edge of a region: authenticates, admits, places, forwards."""

@@ -78,7 +78,7 @@ class VideoApplication(Protocol):
         """
         ...
 
-    async def list(
+    async def list_page(
         self, caller: Caller, *, page_size: int, page_token: str
     ) -> tuple[list[video_pb2.Video], str]:
         """A page of the tenant's videos, newest first, and the token of the next page.
