@@ -1,0 +1,32 @@
+"""Configuration of the edges: limits on what a client may send and hold open."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from reelkit.settings import Settings
+
+
+class EdgeConfig(Settings):
+    """Limits of the gRPC and HTTP edges."""
+
+    max_body_bytes: int = Field(
+        default=65_536,
+        ge=1_024,
+        le=16 * 1024 * 1024,
+        description="Largest HTTP body or gRPC request message. A prompt and a negative prompt of "
+        "2,000 characters each are below 20 kB; larger bodies answer 413.",
+    )
+    keepalive_s: float = Field(
+        default=15.0,
+        gt=0,
+        le=300,
+        description="Seconds of silence after which an event stream over HTTP gets a comment "
+        "line, so that proxies (60 s by default) keep it open.",
+    )
+    health_poll_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="How often, in seconds, a gRPC health Watch looks whether readiness changed.",
+    )

@@ -1,0 +1,47 @@
+"""Rate, errors and duration of every route and RPC, with bounded labels."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 300, 1800)
+
+
+class EdgeMetrics:
+    """The edges' metrics in one registry.
+
+    Labels are bounded: ``route`` is a route's template or an RPC's full name, never a
+    path that a client wrote; ``code`` is the HTTP status or the gRPC status name.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self._requests = Counter(
+            "reelmesh_gateway_requests",
+            "Requests answered.",
+            ("protocol", "route", "method", "code"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "reelmesh_gateway_request_seconds",
+            "Seconds from a request's headers to the end of its answer; streams included.",
+            ("protocol", "route", "method"),
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "reelmesh_gateway_requests_in_flight",
+            "Requests being answered, open streams included.",
+            ("protocol", "route", "method"),
+            registry=registry,
+        )
+
+    def started(self, *, protocol: str, route: str, method: str) -> None:
+        """Counts a request as being answered; :meth:`ended` must follow."""
+        self._in_flight.labels(protocol, route, method).inc()
+
+    def ended(self, *, protocol: str, route: str, method: str, code: str, seconds: float) -> None:
+        """Counts its end with the status that the client was sent."""
+        self._in_flight.labels(protocol, route, method).dec()
+        self._requests.labels(protocol, route, method, code).inc()
+        self._seconds.labels(protocol, route, method).observe(seconds)
