@@ -1,0 +1,73 @@
+# Reelmesh: every target is one command on a fresh machine with Python 3.11+ and make.
+#   make demo     install, start a two-region mesh, make one video, stop the mesh
+#   make test     install, run all tests
+#   make check    lint, types, import contracts, protos, file sizes
+#   make bench    the benchmarks' tables (nginx from your system's packages, if it is there)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types contracts protos protos-check fmt lock bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Reelmesh needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Two stamps: the demo needs no test tools.
+$(VENV)/.local: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing Reelmesh into $(VENV) (some minutes the first time)"
+	$(INSTALL) --editable '.[local]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing Reelmesh and its test tools into $(VENV) (some minutes the first time)"
+	$(INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.local
+
+demo: $(VENV)/.local
+	$(BIN)/reelmesh demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: lint types contracts protos-check
+	$(BIN)/python tools/check_sizes.py
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+contracts: $(VENV)/.test
+	PYTHONPATH=proto $(BIN)/lint-imports
+
+protos-check: $(VENV)/.test
+	$(BIN)/buf lint
+	$(BIN)/python tools/gen_protos.py --check
+
+protos: $(VENV)/.test
+	$(BIN)/python tools/gen_protos.py
+
+fmt: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(VENV)/.test
+	$(BIN)/python tools/lock.py
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/gateway.py
+	$(BIN)/python benchmarks/memory.py
+
+clean:
+	rm -rf $(VENV) .models mesh-state out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
