@@ -47,7 +47,8 @@ class VideoApplication(Protocol):
 
         Args:
             caller: The verified caller.
-            spec: What is asked for; every rule of the model is checked.
+            spec: What is asked for; every rule of the model is checked. ``resolution``
+                is an alias of the model or the WIDTHxHEIGHT of one of its sizes.
             options: Idempotency key, durability and deadline of the job.
             streamed: The caller will :meth:`watch` it at once, and gives it up by
                 leaving; it is then cancelled after a grace time unless durable.
@@ -79,9 +80,16 @@ class VideoApplication(Protocol):
         ...
 
     async def list_page(
-        self, caller: Caller, *, page_size: int, page_token: str
+        self, caller: Caller, *, page_size: int, page_token: str, oldest_first: bool = False
     ) -> tuple[list[video_pb2.Video], str]:
-        """A page of the tenant's videos, newest first, and the token of the next page.
+        """A page of the tenant's videos and the token of the next page, "" on the last.
+
+        Args:
+            caller: The verified caller.
+            page_size: 1 to 100; 0 is 20.
+            page_token: The id of the last video of the page before, or "" for the first
+                page. (OpenAI's ``after`` is that id, so the token is no other thing.)
+            oldest_first: The order; newest first by default.
 
         Raises:
             InvalidRequest: The page size or token is not valid.
