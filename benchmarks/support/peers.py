@@ -1,0 +1,150 @@
+"""The named peers in front of the same node: nginx's grpc_pass and the real Envoy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+NGINX = """
+daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
+  uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  upstream node {{ server {node}; keepalive 16; }}
+  server {{
+    listen 127.0.0.1:{port} http2;
+    keepalive_requests 1000000;
+    location / {{ grpc_pass grpc://node; grpc_read_timeout 600s; }}
+  }}
+}}
+"""
+
+
+def nginx_command(folder: Path, *, node: str, port: int) -> list[str] | None:
+    """How to start nginx before ``node``; None where nginx is not installed."""
+    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if binary is None:
+        return None
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, node=node, port=port))
+    return [binary, "-c", str(config), "-p", str(folder)]
+
+
+def envoy_command(
+    folder: Path, *, node: str, port: int, jwks: Path, issuer: str, audience: str
+) -> list[str] | None:
+    """How to start Envoy with jwt_authn and a local rate limit before ``node``."""
+    binary = shutil.which("envoy", path=str(Path(sys.executable).parent)) or shutil.which("envoy")
+    if binary is None:
+        return None
+    config = folder / "envoy.json"
+    config.write_text(
+        json.dumps(_envoy_config(node=node, port=port, jwks=jwks, issuer=issuer, audience=audience))
+    )
+    return [
+        binary,
+        "-c",
+        str(config),
+        "--concurrency",
+        "1",
+        "--log-level",
+        "error",
+        "--disable-hot-restart",
+    ]
+
+
+def _any(kind: str, **fields: object) -> dict[str, object]:
+    return {"@type": f"type.googleapis.com/{kind}", **fields}
+
+
+def _envoy_config(
+    *, node: str, port: int, jwks: Path, issuer: str, audience: str
+) -> dict[str, object]:
+    host, _, node_port = node.rpartition(":")
+    http = "envoy.extensions.filters.http"
+    jwt = _any(
+        f"{http}.jwt_authn.v3.JwtAuthentication",
+        providers={
+            "local": {
+                "issuer": issuer,
+                "audiences": [audience],
+                "local_jwks": {"filename": str(jwks)},
+            }
+        },
+        rules=[{"match": {"prefix": "/"}, "requires": {"provider_name": "local"}}],
+    )
+    limit = _any(
+        f"{http}.local_ratelimit.v3.LocalRateLimit",
+        stat_prefix="limit",
+        token_bucket={"max_tokens": 1_000_000, "tokens_per_fill": 1_000_000, "fill_interval": "1s"},
+        filter_enabled={"default_value": {"numerator": 100}},
+        filter_enforced={"default_value": {"numerator": 100}},
+    )
+    connection_manager = _any(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="edge",
+        codec_type="HTTP2",
+        route_config={
+            "virtual_hosts": [
+                {
+                    "name": "node",
+                    "domains": ["*"],
+                    "routes": [
+                        {"match": {"prefix": "/"}, "route": {"cluster": "node", "timeout": "0s"}}
+                    ],
+                }
+            ]
+        },
+        http_filters=[
+            {"name": "jwt", "typed_config": jwt},
+            {"name": "limit", "typed_config": limit},
+            {"name": "router", "typed_config": _any(f"{http}.router.v3.Router")},
+        ],
+    )
+    return {
+        "static_resources": {
+            "listeners": [
+                {
+                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+                    "filter_chains": [
+                        {"filters": [{"name": "http", "typed_config": connection_manager}]}
+                    ],
+                }
+            ],
+            "clusters": [
+                {
+                    "name": "node",
+                    "type": "STATIC",
+                    "load_assignment": {
+                        "cluster_name": "node",
+                        "endpoints": [
+                            {
+                                "lb_endpoints": [
+                                    {
+                                        "endpoint": {
+                                            "address": {
+                                                "socket_address": {
+                                                    "address": host,
+                                                    "port_value": int(node_port),
+                                                }
+                                            }
+                                        }
+                                    }
+                                ]
+                            }
+                        ],
+                    },
+                    "typed_extension_protocol_options": {
+                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _any(
+                            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                            explicit_http_config={"http2_protocol_options": {}},
+                        )
+                    },
+                }
+            ],
+        }
+    }
