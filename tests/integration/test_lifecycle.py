@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import asyncio, contextlib, sys
+from reelkit.lifecycle import run_app
+from reelkit.logs import setup_logging
+
+setup_logging(level="info", fmt="json", process="test")
+
+MODE = sys.argv[1]
+
+class App:
+    async def serve(self):
+        print("serving", flush=True)
+        if MODE == "fails":
+            raise OSError("essential part is gone")
+        await asyncio.Event().wait()
+
+    async def drain(self):
+        print("draining", flush=True)
+        if MODE == "stuck":
+            await asyncio.Event().wait()
+
+@contextlib.asynccontextmanager
+async def build():
+    yield App()
+    print("closed", flush=True)
+
+sys.exit(run_app(build, name="test"))
+"""
+
+
+@pytest.fixture
+def start():
+    processes = []
+
+    def start(mode: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, mode],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == "serving\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate(timeout=10)
+
+
+def test_a_signal_drains_closes_and_exits_with_zero(start):
+    process = start("normal")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("draining\nclosed\n", 0)
+
+
+def test_a_second_signal_exits_at_once(start):
+    process = start("stuck")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "draining\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 70
+
+
+def test_a_failed_part_ends_the_process_with_one(start):
+    process = start("fails")
+    assert process.wait(timeout=20) == 1
