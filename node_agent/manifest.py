@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -245,11 +244,6 @@ class Manifest(_Part):
         except SpecRefusedError as error:
             raise ValueError(f"defaults: {error}") from None
         return self
-
-    @property
-    def frame_rate(self) -> Fraction:
-        """The rate as an exact ratio: 23.976 is 24000/1001."""
-        return Fraction(self.fps).limit_denominator(1001)
 
     def check_spec(self, spec: ResolvedSpec) -> None:
         """Returns if this model can run the request exactly as it stands.

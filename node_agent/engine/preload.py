@@ -7,6 +7,9 @@ survive a fork.
 
 import os
 import signal
+import threading
+
+from tqdm import tqdm
 
 # torch.cuda.is_available() then asks NVML instead of making a context, which
 # would make CUDA unusable in every child.
@@ -18,5 +21,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # A signal to the whole process group must not end workers before the agent drained
 # them: the fork server leaves when its agent does, and workers with it.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+# tqdm otherwise makes a semaphore for all processes, which a killed worker leaks.
+tqdm.set_lock(threading.RLock())
 
 import node_agent.engine.worker  # noqa: E402, F401

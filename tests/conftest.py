@@ -1,0 +1,13 @@
+"""Fixtures that several kinds of tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.models import make_model
+
+
+@pytest.fixture(scope="session")
+def random_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random-weight model and its manifest; do not write into it."""
+    return make_model(tmp_path_factory.mktemp("model") / "wan-demo")
