@@ -1,0 +1,246 @@
+"""The composition root of the agent and its life: fetch, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+
+import structlog
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from reelmesh.v1 import node_pb2, node_service_pb2
+from reelmesh.v1.model_pb2 import ModelInfo
+from reelmesh.v1.node_pb2 import WorkerStatus
+
+from node_agent.config import NodeConfig
+from node_agent.errors import WeightsError
+from node_agent.executions import ExecutionTable
+from node_agent.liveness import LivenessLimits
+from node_agent.manifest import Manifest
+from node_agent.model_folder import ModelFolder
+from node_agent.service import SERVICE_NAME, NodeService
+from node_agent.status import StatusBoard
+from node_agent.supervisor import Launcher, LoadOrder, Respawn, Supervisor, Worker
+from node_agent.weights import prepare_weights
+from node_agent.work import Speed
+from reelkit.clock import Clock, SystemClock
+from reelkit.files import write_json_atomic
+from reelkit.rpc import listen, server_options
+from reelkit.tasks import TaskScope
+
+_log = structlog.get_logger("node_agent.app")
+
+_EXPIRE_TICK_S = 0.2
+_REFETCH_FIRST_S = 1.0
+_REFETCH_MAX_S = 60.0
+_WORKER_LEAVE_S = 2.0
+_SERVER_STOP_S = 1.0
+
+
+class NodeApp:
+    """A running agent; made by :func:`build_app`."""
+
+    def __init__(
+        self,
+        *,
+        config: NodeConfig,
+        clock: Clock,
+        table: ExecutionTable,
+        supervisor: Supervisor,
+        server: aio.Server,
+        health: health_aio.HealthServicer,
+        scope: TaskScope,
+        incarnation: str,
+    ) -> None:
+        self.config = config
+        self.address = ""
+        self.table = table
+        self.supervisor = supervisor
+        self.folder: ModelFolder | None = None
+        self.board = StatusBoard(
+            node_id=config.node_id,
+            incarnation=incarnation,
+            table=table,
+            worker_statuses=self._worker_statuses,
+            models=self._models,
+            clock=clock,
+        )
+        self._clock = clock
+        self._server = server
+        self._health = health
+        self._scope = scope
+
+    async def serve(self) -> None:
+        """Returns only when a part of the agent failed; raises its error."""
+        await self._scope.failed.wait()
+        if self._scope.failure is not None:
+            raise self._scope.failure
+
+    async def drain(self) -> None:
+        """Admits nothing more, waits for running work, fails the rest as retryable."""
+        self.board.wish(stopping=True)
+        try:
+            async with asyncio.timeout(self.config.drain_timeout_s):
+                await self._idle()
+        except TimeoutError:
+            _log.warning("drain deadline passed", runs=len(self.table.live()))
+            self.table.fail_all(
+                code="node_shutdown",
+                message=f"node {self.config.node_id} shut down",
+                now_s=self._clock.monotonic(),
+            )
+
+    async def _idle(self) -> None:
+        version = 0
+        while self.table.live():
+            version = (await self.board.next(version)).version
+
+    async def supply_model(self) -> None:
+        """Fetches the weights, again and again until it worked, then keeps workers alive."""
+        delay_s = _REFETCH_FIRST_S
+        while self.folder is None:
+            try:
+                self.folder = await prepare_weights(self.config.model)
+            except WeightsError as error:
+                _log.error("weights unavailable", error=str(error), retry_in_s=delay_s)
+                self.board.wish(fault=f"weights: {error}")
+                await self._clock.sleep(delay_s)
+                delay_s = min(2 * delay_s, _REFETCH_MAX_S)
+        self.board.wish(fault="")
+        order = LoadOrder(model_dir=self.folder.path, threads=self.config.workers.threads)
+        await self.supervisor.serve(order)
+
+    async def expire(self) -> None:
+        """Lets time act on the runs."""
+        while True:
+            await self._clock.sleep(_EXPIRE_TICK_S)
+            self.table.expire(now_s=self._clock.monotonic())
+
+    async def tell_health(self) -> None:
+        """Keeps gRPC health in step: SERVING exactly while the node is ready."""
+        version, said = 0, None
+        while True:
+            status = await self.board.next(version)
+            version = status.version
+            ready = status.state == node_pb2.NODE_STATE_READY
+            if ready is not said:
+                said = ready
+                answer = (
+                    health_pb2.HealthCheckResponse.SERVING
+                    if ready
+                    else health_pb2.HealthCheckResponse.NOT_SERVING
+                )
+                await self._health.set(SERVICE_NAME, answer)
+                _log.info("node state", state=node_pb2.NodeState.Name(status.state))
+
+    def manifest(self) -> Manifest | None:
+        """The served model's manifest, once its folder is there."""
+        return self.folder.manifest if self.folder is not None else None
+
+    def _models(self) -> list[ModelInfo]:
+        return [self.folder.to_model_info()] if self.folder is not None else []
+
+    def _worker_statuses(self) -> list[tuple[WorkerStatus, str]]:
+        busy = {slots.worker_id for slots in self.table.slots() if slots.held}
+        return [
+            (worker.status(busy=worker.worker_id in busy), worker.detail)
+            for worker in self.supervisor.workers
+        ]
+
+
+def default_launcher(config: NodeConfig) -> Launcher:
+    """Starts real engine workers by way of the fork server."""
+    from node_agent.engine.spawn import start_worker
+
+    settings = config.worker_settings()
+    return lambda worker_id: start_worker(worker_id=worker_id, settings=settings)
+
+
+@contextlib.asynccontextmanager
+async def build_app(
+    config: NodeConfig, *, clock: Clock | None = None, launcher: Launcher | None = None
+) -> AsyncIterator[NodeApp]:
+    """A listening agent; leaving the block stops it and ends its workers.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    clock = clock or SystemClock()
+    launcher = launcher or default_launcher(config)
+    async with contextlib.AsyncExitStack() as stack:
+        supervisor = Supervisor()
+        speed = Speed()
+        numbers = iter(range(1, 2**63))
+        incarnation = secrets.token_hex(8)
+        table = ExecutionTable(
+            gate=supervisor,
+            limits=config.runs.limits(),
+            speed=speed,
+            new_run_id=lambda: f"{incarnation}-{next(numbers)}",
+        )
+        server = aio.server(options=server_options())
+        health = health_aio.HealthServicer()
+        scope = await stack.enter_async_context(TaskScope(config.node_id))
+        app = NodeApp(
+            config=config,
+            clock=clock,
+            table=table,
+            supervisor=supervisor,
+            server=server,
+            health=health,
+            scope=scope,
+            incarnation=incarnation,
+        )
+        table.on_change = app.board.touch
+        workers = config.workers
+        supervisor.adopt(
+            [
+                Worker(
+                    worker_id=f"{config.node_id}/worker-{index}",
+                    device=device,
+                    launcher=launcher,
+                    table=table,
+                    clock=clock,
+                    liveness=LivenessLimits(
+                        heartbeat_timeout_s=workers.heartbeat_timeout_s,
+                        loading_silence_s=workers.loading_silence_s,
+                        start_timeout_s=workers.start_timeout_s,
+                        load_timeout_s=workers.load_timeout_s,
+                        stall_floor_s=workers.stall_floor_s,
+                        stall_steps=workers.stall_steps,
+                    ),
+                    respawn=Respawn(first_s=workers.respawn_first_s, max_s=workers.respawn_max_s),
+                    on_change=app.board.touch,
+                )
+                for index, device in enumerate(workers.devices)
+            ]
+        )
+        NodeService(table=table, board=app.board, manifest=app.manifest, clock=clock).add_to(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        if config.reflection:
+            names = (
+                node_service_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name,
+                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+                reflection.SERVICE_NAME,
+            )
+            reflection.enable_server_reflection(names, server)
+        port = listen(server, config.listen)
+        app.address = config.advertised(port)
+        await server.start()
+        stack.push_async_callback(server.stop, _SERVER_STOP_S)
+        stack.push_async_callback(supervisor.shut_down, timeout_s=_WORKER_LEAVE_S)
+        scope.spawn(app.board.publish_changes(), name="status")
+        scope.spawn(app.tell_health(), name="health")
+        scope.spawn(app.expire(), name="expire")
+        scope.spawn(app.supply_model(), name="model")
+        if config.ready_file is not None:
+            host = config.listen.rpartition(":")[0]
+            write_json_atomic(config.ready_file, {"grpc": f"{host}:{port}", "pid": os.getpid()})
+        _log.info("listening", node=config.node_id, port=port, address=app.address)
+        yield app

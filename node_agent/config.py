@@ -1,0 +1,230 @@
+"""The agent's settings: parsed once, from a YAML file, the environment, then flags.
+
+Environment variables begin with ``REELMESH_NODE__``, such as
+``REELMESH_NODE__WORKERS__THREADS=2``.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from node_agent.engine.spawn import WorkerSettings
+from node_agent.executions import ExecutionLimits
+from reelkit.settings import Settings
+from reelkit.tracing import TracingSettings
+
+ENV_PREFIX = "REELMESH_NODE__"
+
+_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def _check_id(text: str) -> str:
+    if not _ID.fullmatch(text):
+        raise ValueError(
+            f"{text!r} must be 1 to 63 of a-z, 0-9 and '-', a letter or digit at both ends"
+        )
+    return text
+
+
+def _check_address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"{text!r} must be host:port with a port up to 65535")
+    return text
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
+class ModelSettings(Settings):
+    """Which model the node serves and where its weights come from."""
+
+    source: str = Field(
+        min_length=1,
+        description="A folder, hf://org/name or hf://org/name@revision (Hugging Face Hub), or "
+        "the URL of a folder in an object store (s3://, gs://, az://, https://, file://).",
+    )
+    manifest: Path | None = Field(
+        default=None,
+        description="A manifest kept apart from the weights, for folders that carry none, such "
+        'as a Hub download. With "files": null the files\' digests are taken from what is '
+        "found, and a warning says that they are unverified.",
+    )
+    cache_dir: Path = Field(
+        default=Path("weights-cache"),
+        description="Where fetched weights are kept; needs room for one copy of each version.",
+    )
+    fetch_timeout_s: float = Field(
+        default=4 * 3600.0,
+        gt=0,
+        description="Longest time a fetch of the weights may take before it is tried again.",
+    )
+    store_options: dict[str, str] = Field(
+        default_factory=dict,
+        description="Options of the object store (obstore's names: endpoint, region, "
+        "allow_http, ...); credentials belong into the store's own environment or profile.",
+    )
+
+
+class WorkersSettings(Settings):
+    """The worker processes: one per device."""
+
+    devices: tuple[str, ...] = Field(
+        default=("cpu",),
+        min_length=1,
+        max_length=16,
+        description="A worker is started for each entry: cpu, cuda:0, cuda:1, ...",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="torch's CPU threads in each worker; 0 leaves it to torch.",
+    )
+    heartbeat_timeout_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="Silence after which a serving worker counts as stopped and is killed; four "
+        "of its heartbeats.",
+    )
+    loading_silence_s: float = Field(
+        default=20.0,
+        gt=0,
+        description="The same while it loads: imports and weights hold the interpreter longer.",
+    )
+    start_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Time for the process to start, imports of torch on a cold disk included.",
+    )
+    load_timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Time to load and warm the model; 30 GB from a slow disk fit.",
+    )
+    stall_floor_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="A device is never called hung before it was silent this long.",
+    )
+    stall_steps: float = Field(
+        default=10.0,
+        gt=0,
+        description="Nor before it was silent for this many of its median denoising steps.",
+    )
+    respawn_first_s: float = Field(
+        default=0.5, gt=0, description="First wait before a worker that died at load is respawned."
+    )
+    respawn_max_s: float = Field(
+        default=30.0, gt=0, description="The wait doubles up to this, so a bad model costs little."
+    )
+    video_quality_crf: int = Field(
+        default=18, ge=0, le=40, description="x264's constant rate factor; 18 looks lossless."
+    )
+    latent_frames_per_fragment: int = Field(
+        default=1, ge=1, le=64, description="Latent frames in one MP4 fragment; 1 shows soonest."
+    )
+
+
+class RunsSettings(Settings):
+    """How long runs and their bytes are kept."""
+
+    owner_grace_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="A run whose streams are all closed goes on this long, so that an adopting "
+        "gateway can attach to it; then it is cancelled.",
+    )
+    keep_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Events of a finished run are kept this long, unless released before.",
+    )
+    keep_bytes: int = Field(
+        default=512 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bound on the bytes of all kept events; the oldest finished run goes first.",
+    )
+
+    def limits(self) -> ExecutionLimits:
+        """The same as the execution table wants it."""
+        return ExecutionLimits(
+            owner_grace_s=self.owner_grace_s, keep_s=self.keep_s, keep_bytes=self.keep_bytes
+        )
+
+
+class LogSettings(Settings):
+    """What is logged, to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is written."
+    )
+    format: Literal["console", "json"] = Field(
+        default="console", description="console for people, json for collectors."
+    )
+
+
+class NodeConfig(Settings):
+    """Everything a node agent needs to know."""
+
+    node_id: Id = Field(description="Unique in the region, such as ap-node-0.")
+    region: Id = Field(description="The region's name, such as ap.")
+    listen: Address = Field(
+        default="127.0.0.1:0", description="host:port of NodeService; port 0 takes a free one."
+    )
+    advertise: Address | None = Field(
+        default=None,
+        description="host:port under which gateways reach it; by default the address listened "
+        "on (for 0.0.0.0, this host's name). Port 0 stands for the port in use.",
+    )
+    control_planes: tuple[Address, ...] = Field(
+        default=(),
+        description="Replicas of the region's control plane; one is attached to at a time. With "
+        "none the node serves whoever knows its address.",
+    )
+    model: ModelSettings = Field(description="What it serves.")
+    workers: WorkersSettings = Field(
+        default_factory=WorkersSettings, description="Who computes it."
+    )
+    runs: RunsSettings = Field(default_factory=RunsSettings, description="What is kept.")
+    drain_timeout_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Time that running work is given at shutdown; the rest fails as retryable.",
+    )
+    reflection: bool = Field(
+        default=True, description="Whether gRPC reflection is served, for grpcurl and kin."
+    )
+    ready_file: Path | None = Field(
+        default=None, description='JSON {"grpc": "host:port", "pid": N}, written once listening.'
+    )
+    tracing: TracingSettings = Field(default_factory=TracingSettings, description="Where spans go.")
+    log: LogSettings = Field(default_factory=LogSettings, description="What is logged.")
+
+    def advertised(self, port: int) -> str:
+        """The host:port that others are told, with the port that is really in use."""
+        host, _, given = (self.advertise or self.listen).rpartition(":")
+        if self.advertise is not None and int(given) != 0:
+            return self.advertise
+        if host in ("0.0.0.0", "[::]", "::"):  # noqa: S104 - compared, not bound
+            host = socket.gethostname()
+        return f"{host}:{port}"
+
+    def worker_settings(self) -> WorkerSettings:
+        """What each worker process is told at its start."""
+        return WorkerSettings(
+            region=self.region,
+            node_id=self.node_id,
+            log_level=self.log.level,
+            log_format=self.log.format,
+            tracing=self.tracing,
+            heartbeat_s=self.workers.heartbeat_timeout_s / 4,
+            video_quality_crf=self.workers.video_quality_crf,
+            latent_frames_per_fragment=self.workers.latent_frames_per_fragment,
+        )

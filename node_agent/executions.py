@@ -1,0 +1,445 @@
+"""Which runs this node holds, who owns them, and what may happen to them.
+
+Decisions only: time is passed in, workers are reached through :class:`WorkerGate`,
+and no method waits. A job has at most one current execution, that of its newest
+(epoch, try):
+
+- a higher epoch attaches to a live or completed execution and becomes its owner;
+- the same (epoch, try) attaches again;
+- a higher try of the same epoch replaces the execution;
+- anything lower is :class:`~node_agent.errors.StaleOwnerError`, also for a while after
+  the execution was forgotten.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from reelmesh.v1.node_service_pb2 import NodeEvent, RunRequest
+from reelmesh.v1.video_pb2 import (
+    STAGE_DENOISE,
+    CancelledEvent,
+    CompletedEvent,
+    FailedEvent,
+    ProgressEvent,
+)
+
+from node_agent.errors import StaleOwnerError
+from node_agent.event_log import TERMINAL_KINDS
+from node_agent.slots import Execution, Phase, WorkerSlots
+from node_agent.work import Speed, progress_fraction, work_units
+
+# Claims of forgotten jobs, so that a stale owner is still refused; about 2 MB at most.
+_MAX_FENCES = 10_000
+
+# Cancel and Release name an epoch and no try (a uint32): they speak for its newest.
+_ANY_TRY = 2**32
+
+Claim = tuple[int, int]
+
+
+class WorkerGate(Protocol):
+    """Where decisions go; neither call waits or fails."""
+
+    def generate(self, execution: Execution) -> None:
+        """Tells ``execution.worker_id`` to run it after what it has."""
+        ...
+
+    def cancel(self, execution: Execution, reason: str) -> None:
+        """Tells the worker to stop it within one step."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExecutionLimits:
+    """Bounds and grace times of the table; seconds and bytes."""
+
+    owner_grace_s: float = 30.0
+    keep_s: float = 120.0
+    keep_bytes: int = 512 * 1024 * 1024
+
+
+class NotAdmittedError(Exception):
+    """No room, or the node takes nothing now: the job belongs elsewhere."""
+
+    def __init__(self, remaining_work_s: float) -> None:
+        super().__init__(f"busy for {remaining_work_s:.1f} s")
+        self.remaining_work_s = remaining_work_s
+
+
+class ExecutionTable:
+    """Every execution of the node, and the slots of its live workers."""
+
+    def __init__(
+        self,
+        *,
+        gate: WorkerGate,
+        limits: ExecutionLimits,
+        speed: Speed,
+        new_run_id: Callable[[], str],
+        on_change: Callable[[bool], None] = lambda _urgent: None,
+    ) -> None:
+        self.admitting = True
+        self.speed = speed
+        self._gate = gate
+        self._limits = limits
+        self._new_run_id = new_run_id
+        # Told True when slots or runs changed, False when only progress did.
+        self.on_change = on_change
+        self._slots: dict[str, WorkerSlots] = {}
+        self._jobs: dict[str, Execution] = {}
+        self._runs: dict[str, Execution] = {}
+        self._fences: OrderedDict[str, Claim] = OrderedDict()
+        self._kept_bytes = 0
+
+    # --- what callers ask for ---
+
+    def run(self, request: RunRequest, *, now_s: float, traceparent: str = "") -> Execution:
+        """The execution that answers ``request``: a new one, or the one to attach to.
+
+        Raises:
+            StaleOwnerError: A newer owner or try has the job.
+            NotAdmittedError: It needs a slot and there is none.
+        """
+        claim = (request.epoch, getattr(request, "try"))
+        self._refuse_stale(request.job_id, claim)
+        current = self._jobs.get(request.job_id)
+        if current is not None and self._attaches(current, claim):
+            self._take_over(current, claim)
+            execution = current
+        else:
+            execution = self._admit(request, claim, now_s=now_s, traceparent=traceparent)
+        if request.HasField("deadline_s"):
+            execution.deadline_at_s = now_s + request.deadline_s
+        return execution
+
+    def cancel(self, job_id: str, *, epoch: int, reason: str, now_s: float) -> bool:
+        """Stops the live run of a job; False where there is none.
+
+        Raises:
+            StaleOwnerError: A newer owner has the job.
+        """
+        self._refuse_stale(job_id, (epoch, _ANY_TRY))
+        execution = self._jobs.get(job_id)
+        if execution is None or execution.phase is Phase.ENDED:
+            return False
+        self._stop(execution, reason, now_s=now_s)
+        return True
+
+    def release(self, job_id: str, *, epoch: int) -> None:
+        """Forgets the bytes of a finished run; a live one stays. Idempotent.
+
+        Raises:
+            StaleOwnerError: A newer owner has the job.
+        """
+        self._refuse_stale(job_id, (epoch, _ANY_TRY))
+        execution = self._jobs.get(job_id)
+        if execution is not None and execution.phase is Phase.ENDED:
+            self._forget(execution)
+
+    def attach(self, execution: Execution) -> None:
+        """A stream of the present owner begins to read."""
+        execution.owners += 1
+        execution.orphaned_s = None
+
+    def detach(self, execution: Execution, claim: Claim, *, now_s: float) -> None:
+        """A stream stopped reading; the grace time begins with the owner's last one."""
+        if claim != execution.claim:
+            return
+        execution.owners -= 1
+        if execution.owners == 0:
+            execution.orphaned_s = now_s
+
+    def check_claim(self, execution: Execution, claim: Claim) -> None:
+        """Returns while ``claim`` is the one that may read the execution.
+
+        Raises:
+            StaleOwnerError: A newer owner or try took the job since.
+        """
+        if claim != execution.claim:
+            raise _stale(execution.job_id, claim, execution.claim)
+
+    # --- what workers say ---
+
+    def worker_ready(self, worker_id: str) -> None:
+        """A worker can take runs from now on."""
+        self._slots[worker_id] = WorkerSlots(worker_id)
+        self.on_change(True)
+
+    def worker_lost(self, worker_id: str, *, message: str, now_s: float) -> None:
+        """A worker is gone: what it had started failed with it, what waited did not begin."""
+        slots = self._slots.pop(worker_id, None)
+        if slots is None:
+            return
+        for execution in slots.all_runs():
+            self._runs.pop(execution.run_id, None)
+            # The code tells a run that may have killed the worker from one that only waited.
+            code = "worker_unavailable" if execution.phase is Phase.WAITING else "worker_died"
+            self._fail(execution, code=code, message=message, retryable=True, now_s=now_s)
+        self.on_change(True)
+
+    def on_event(self, run_id: str, event: NodeEvent, *, now_s: float) -> None:
+        """Takes an event of a run; one of an unknown run is late and dropped."""
+        execution = self._runs.get(run_id)
+        if execution is None:
+            return
+        execution.last_event_s = now_s
+        kind = event.WhichOneof("event")
+        urgent = kind == "started" or kind in TERMINAL_KINDS
+        if kind == "started" and execution.phase is Phase.WAITING:
+            execution.phase = Phase.RUNNING
+            execution.started_s = now_s
+        elif kind == "progress":
+            self._on_progress(execution, event.progress, now_s=now_s)
+        elif kind == "completed":
+            self._on_completed(execution, event.completed, now_s=now_s)
+        self._append(execution, event)
+        if kind in TERMINAL_KINDS:
+            self._leave_worker(execution, now_s=now_s)
+            self._end(execution, kind or "", now_s=now_s)
+        elif kind == "chunk":
+            self._bound_bytes(execution, now_s=now_s)
+        if urgent or kind == "progress":
+            self.on_change(urgent)
+
+    def on_device_done(self, run_id: str, *, now_s: float) -> None:
+        """The device is free for the next run; this one's tail is still encoded."""
+        execution = self._runs.get(run_id)
+        if execution is None or execution.phase is not Phase.RUNNING:
+            return
+        execution.phase = Phase.TAIL
+        execution.device_s = now_s - (execution.started_s or now_s)
+        slots = self._slots.get(execution.worker_id)
+        if slots is not None:
+            slots.device_done(execution, now_s=now_s)
+            self._dispatch(slots)
+        self.on_change(True)
+
+    def _on_progress(self, execution: Execution, event: ProgressEvent, *, now_s: float) -> None:
+        execution.progress = max(execution.progress, progress_fraction(event))
+        if event.stage == STAGE_DENOISE:
+            if execution.last_step_s is not None:
+                self.speed.observe_step(now_s - execution.last_step_s)
+            execution.last_step_s = now_s
+
+    def _on_completed(self, execution: Execution, event: CompletedEvent, *, now_s: float) -> None:
+        self.on_device_done(execution.run_id, now_s=now_s)
+        # The worker knows only how long it waited there, not here.
+        event.timings.queue_s = (execution.started_s or now_s) - execution.admitted_s
+        # Only now: a run that failed held the device for less than its units.
+        self.speed.observe(execution.units, execution.device_s)
+
+    # --- what time does ---
+
+    def expire(self, *, now_s: float) -> None:
+        """Stops what is past its deadline or without an owner, forgets what is old."""
+        for execution in list(self._jobs.values()):
+            if execution.phase is Phase.ENDED:
+                if now_s - (execution.ended_s or 0.0) >= self._limits.keep_s:
+                    self._forget(execution)
+            elif execution.deadline_at_s is not None and now_s >= execution.deadline_at_s:
+                self._stop(execution, "deadline", now_s=now_s)
+            elif (
+                execution.orphaned_s is not None
+                and now_s - execution.orphaned_s >= self._limits.owner_grace_s
+            ):
+                self._stop(execution, "disconnected", now_s=now_s)
+
+    def fail_all(self, *, code: str, message: str, now_s: float) -> None:
+        """Fails every live run as retryable: the agent leaves."""
+        for execution in self.live():
+            self._abandon(execution, code, now_s=now_s)
+            self._fail(execution, code=code, message=message, retryable=True, now_s=now_s)
+
+    # --- what others read ---
+
+    def live(self) -> list[Execution]:
+        """The current executions that have not ended, oldest first."""
+        return [e for e in self._jobs.values() if e.phase is not Phase.ENDED]
+
+    def slots(self) -> Iterable[WorkerSlots]:
+        """The slots of each live worker."""
+        return self._slots.values()
+
+    def free_slots(self) -> int:
+        """Runs that would be admitted now."""
+        return sum(slots.free for slots in self._slots.values()) if self.admitting else 0
+
+    def remaining_work_s(self) -> float:
+        """Seconds until the first of the workers is out of work; 0 where one is idle."""
+        return min((self.speed.seconds(s.units_left) for s in self._slots.values()), default=0.0)
+
+    def silence(self, worker_id: str, *, now_s: float) -> tuple[float, float]:
+        """How long a worker's run made no progress, and what one of its steps takes.
+
+        The step is the longer of the median seen and the estimate for these very runs,
+        so that a first large run is not called hung by the steps of small ones.
+        """
+        slots = self._slots.get(worker_id)
+        if slots is None:
+            return 0.0, 0.0
+        steps_s = [
+            self.speed.seconds(run.units) / max(run.spec.steps, 1)
+            for run in (*slots.tails, *slots.held[:1])
+        ]
+        return slots.silent_s(now_s), max([self.speed.median_step_s(), *steps_s])
+
+    def kept_bytes(self) -> int:
+        """Bytes of all events that are kept."""
+        return self._kept_bytes
+
+    # --- how it is done ---
+
+    def _refuse_stale(self, job_id: str, claim: Claim) -> None:
+        current = self._jobs.get(job_id)
+        newest = current.claim if current is not None else self._fences.get(job_id, (0, 0))
+        if claim < newest:
+            raise _stale(job_id, claim, newest)
+
+    @staticmethod
+    def _attaches(current: Execution, claim: Claim) -> bool:
+        if claim == current.claim:
+            return True
+        if claim[0] == current.epoch:
+            return False
+        return not current.closing and current.outcome in ("", "completed")
+
+    def _take_over(self, current: Execution, claim: Claim) -> None:
+        if claim == current.claim:
+            return
+        current.epoch, current.try_number = claim
+        current.owners = 0
+        # Streams of the former owner look at the claim when they wake.
+        current.log.wake()
+
+    def _admit(
+        self, request: RunRequest, claim: Claim, *, now_s: float, traceparent: str
+    ) -> Execution:
+        former = self._jobs.get(request.job_id)
+        self._supersede(former, claim, now_s=now_s)
+        open_slots = [s for s in self._slots.values() if s.free > 0] if self.admitting else []
+        if not open_slots:
+            raise NotAdmittedError(self.remaining_work_s())
+        slots = min(open_slots, key=lambda s: (self.speed.seconds(s.units_left), len(s.held)))
+        execution = Execution(
+            job_id=request.job_id,
+            run_id=self._new_run_id(),
+            epoch=claim[0],
+            try_number=claim[1],
+            attempt=request.attempt,
+            spec=request.spec,
+            units=work_units(request.spec),
+            admitted_s=now_s,
+            traceparent=traceparent,
+            # Until its stream attaches: a caller that vanished at once must not hold a slot.
+            orphaned_s=now_s,
+        )
+        self._jobs[execution.job_id] = execution
+        self._runs[execution.run_id] = execution
+        self._fences.pop(execution.job_id, None)
+        slots.admit(execution)
+        self._dispatch(slots)
+        self.on_change(True)
+        return execution
+
+    def _supersede(self, former: Execution | None, claim: Claim, *, now_s: float) -> None:
+        """Gives the job to a newer claim: the former attempt is stopped and forgotten."""
+        if former is None:
+            return
+        if former.phase is not Phase.ENDED:
+            self._stop(former, "superseded", now_s=now_s)
+        former.epoch, former.try_number = claim
+        former.log.wake()
+        self._forget(former)
+
+    def _dispatch(self, slots: WorkerSlots) -> None:
+        for execution in slots.to_dispatch():
+            self._gate.generate(execution)
+
+    def _stop(self, execution: Execution, reason: str, *, now_s: float) -> None:
+        """Cancels a live run: at once where it waits, within a step where it runs."""
+        if execution.closing:
+            return
+        self._abandon(execution, reason, now_s=now_s)
+        if execution.phase is Phase.WAITING:
+            event = NodeEvent(attempt=execution.attempt, cancelled=CancelledEvent(reason=reason))
+            self._append(execution, event)
+            self._end(execution, "cancelled", now_s=now_s)
+        self.on_change(True)
+
+    def _abandon(self, execution: Execution, reason: str, *, now_s: float) -> None:
+        """Tells the worker, once, to let go of a run; its slot counts as free."""
+        if execution.closing:
+            return
+        execution.closing = True
+        if execution.dispatched:
+            self._gate.cancel(execution, reason)
+        else:
+            self._leave_worker(execution, now_s=now_s)
+
+    def _append(self, execution: Execution, event: NodeEvent) -> bool:
+        before = execution.log.size_bytes
+        appended = execution.log.append(event)
+        if self._jobs.get(execution.job_id) is execution:
+            self._kept_bytes += execution.log.size_bytes - before
+        return appended
+
+    def _fail(
+        self, execution: Execution, *, code: str, message: str, retryable: bool, now_s: float
+    ) -> None:
+        failed = FailedEvent(code=code, message=message, retryable=retryable)
+        if self._append(execution, NodeEvent(attempt=execution.attempt, failed=failed)):
+            self._end(execution, "failed", now_s=now_s)
+
+    def _end(self, execution: Execution, outcome: str, *, now_s: float) -> None:
+        if execution.phase is not Phase.ENDED:
+            execution.phase = Phase.ENDED
+            execution.outcome = outcome
+            execution.ended_s = now_s
+            self._bound_bytes(execution, now_s=now_s)
+
+    def _leave_worker(self, execution: Execution, *, now_s: float) -> None:
+        """The worker let go of the run (or never had it): its slot is free."""
+        self._runs.pop(execution.run_id, None)
+        slots = self._slots.get(execution.worker_id)
+        if slots is not None:
+            slots.remove(execution, now_s=now_s)
+            self._dispatch(slots)
+
+    def _forget(self, execution: Execution) -> None:
+        if self._jobs.get(execution.job_id) is execution:
+            del self._jobs[execution.job_id]
+            self._kept_bytes -= execution.log.size_bytes
+        self._fences[execution.job_id] = execution.claim
+        self._fences.move_to_end(execution.job_id)
+        if len(self._fences) > _MAX_FENCES:
+            self._fences.popitem(last=False)
+
+    def _bound_bytes(self, growing: Execution, *, now_s: float) -> None:
+        """Keeps within the byte bound: oldest finished runs go first, then the growing one."""
+        if self._kept_bytes <= self._limits.keep_bytes:
+            return
+        finished = [e for e in self._jobs.values() if e.phase is Phase.ENDED and e is not growing]
+        for execution in sorted(finished, key=lambda e: e.ended_s or 0.0):
+            self._forget(execution)
+            if self._kept_bytes <= self._limits.keep_bytes:
+                return
+        if growing.phase is not Phase.ENDED:
+            self._abandon(growing, "output_too_large", now_s=now_s)
+            self._fail(
+                growing,
+                code="output_too_large",
+                message=f"the node keeps at most {self._limits.keep_bytes} bytes of output",
+                retryable=False,
+                now_s=now_s,
+            )
+
+
+def _stale(job_id: str, claim: Claim, newest: Claim) -> StaleOwnerError:
+    return StaleOwnerError(
+        f"job {job_id} belongs to epoch {newest[0]} try {newest[1]}; "
+        f"epoch {claim[0]} no longer owns it"
+    )

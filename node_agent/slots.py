@@ -1,0 +1,146 @@
+"""What one worker holds: at most one run on the device and one that waits for it.
+
+Pure bookkeeping. Runs that are being cancelled keep the device for up to a step, but
+no longer count as admitted; runs whose device part is done are a tail that is still
+encoded, and count as neither.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from reelmesh.v1.video_pb2 import ResolvedSpec
+
+from node_agent.event_log import EventLog
+
+MAX_HELD = 2
+
+
+class Phase(enum.Enum):
+    """How far a run has come."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    TAIL = "tail"
+    ENDED = "ended"
+
+
+@dataclass(eq=False, kw_only=True)
+class Execution:
+    """One attempt of a job on this node, from admission until its bytes are forgotten.
+
+    Times are seconds of the agent's monotonic clock. ``epoch`` and ``try_number`` are
+    those of the present owner, which may be newer than ``attempt``: an adopter
+    attaches to the attempt that runs.
+    """
+
+    job_id: str
+    run_id: str
+    epoch: int
+    try_number: int
+    attempt: int
+    spec: ResolvedSpec
+    units: float
+    admitted_s: float
+    worker_id: str = ""
+    traceparent: str = ""
+    deadline_at_s: float | None = None
+    log: EventLog = field(default_factory=EventLog)
+    phase: Phase = Phase.WAITING
+    outcome: str = ""
+    progress: float = 0.0
+    dispatched: bool = False
+    closing: bool = False
+    """A cancel is on its way: nothing may attach any more."""
+    started_s: float | None = None
+    device_s: float = 0.0
+    """How long the device was held, once it is free of the run."""
+    last_event_s: float | None = None
+    last_step_s: float | None = None
+    ended_s: float | None = None
+    owners: int = 0
+    """Open streams of the present owner."""
+    orphaned_s: float | None = None
+    """Since when nobody reads; None while somebody does."""
+
+    @property
+    def claim(self) -> tuple[int, int]:
+        """What a newer owner's (epoch, try) must exceed or equal."""
+        return (self.epoch, self.try_number)
+
+    @property
+    def units_left(self) -> float:
+        """Work units that the device has yet to do."""
+        if self.closing or self.phase in (Phase.TAIL, Phase.ENDED):
+            return 0.0
+        return self.units * (1 - self.progress)
+
+
+@dataclass(eq=False)
+class WorkerSlots:
+    """The runs of one worker, in the order in which the device takes them."""
+
+    worker_id: str
+    held: list[Execution] = field(default_factory=list)
+    tails: list[Execution] = field(default_factory=list)
+    device_free_s: float = 0.0
+    """When the device last became free for the next run."""
+
+    @property
+    def free(self) -> int:
+        """Runs that can be admitted now."""
+        return max(0, MAX_HELD - sum(not run.closing for run in self.held))
+
+    @property
+    def units_left(self) -> float:
+        """Work units ahead of a run that is admitted now."""
+        return sum(run.units_left for run in self.held)
+
+    def admit(self, execution: Execution) -> None:
+        """Puts a run at the end; the caller has looked at :attr:`free`."""
+        execution.worker_id = self.worker_id
+        self.held.append(execution)
+
+    def to_dispatch(self) -> list[Execution]:
+        """The runs that the worker should be told of now; marks them as told.
+
+        Two at most are with the worker, cancelled ones that it has not yet let go of
+        included: it starts the second without asking back.
+        """
+        with_worker = sum(run.dispatched for run in self.held)
+        ready = [run for run in self.held if not run.dispatched][: MAX_HELD - with_worker]
+        for run in ready:
+            run.dispatched = True
+        return ready
+
+    def device_done(self, execution: Execution, *, now_s: float) -> None:
+        """Moves a run from the device to the tail. Idempotent."""
+        if execution in self.held:
+            self.held.remove(execution)
+            self.tails.append(execution)
+            self.device_free_s = now_s
+
+    def remove(self, execution: Execution, *, now_s: float) -> None:
+        """Forgets a run. Idempotent."""
+        if execution in self.held:
+            self.held.remove(execution)
+            self.device_free_s = now_s
+        if execution in self.tails:
+            self.tails.remove(execution)
+
+    def all_runs(self) -> list[Execution]:
+        """Everything the worker's death would take along."""
+        return [*self.tails, *self.held]
+
+    def silent_s(self, now_s: float) -> float:
+        """Longest time that a run which should progress said nothing; 0 when idle.
+
+        The tails, and the first run that the worker was told of, counted from when
+        it could begin.
+        """
+        waits = [now_s - (run.last_event_s or run.admitted_s) for run in self.tails]
+        for run in self.held[:1]:
+            began_s = max(run.admitted_s, self.device_free_s)
+            waits.append(now_s - max(run.last_event_s or 0.0, began_s))
+        return max(waits, default=0.0)
