@@ -30,3 +30,16 @@ class EdgeConfig(Settings):
         le=60,
         description="How often, in seconds, a gRPC health Watch looks whether readiness changed.",
     )
+    body_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="Seconds for a whole HTTP body to arrive; slower ones answer 408.",
+    )
+    write_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=600,
+        description="Seconds that an HTTP client may take no byte of a stream before its "
+        "connection is cut, so that it holds neither memory nor a subscription.",
+    )

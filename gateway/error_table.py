@@ -1,0 +1,85 @@
+"""The one table from what went wrong to what HTTP and gRPC clients are told.
+
+A class that is not listed takes the row of its nearest listed ancestor. ``GatewayError``
+itself is not listed: a new branch of the tree needs a row of its own, and a test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import grpc
+
+from gateway import errors
+
+ERROR_DOMAIN = "reelmesh"
+"""The domain of google.rpc.ErrorInfo; its reason is the error's code."""
+
+PROBLEM_TYPE_PREFIX = "urn:reelmesh:problem:"
+"""An RFC 9457 problem type is this and the error's code."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """How one class of errors reads on the wire."""
+
+    http_status: int
+    title: str
+    """RFC 9457 title: the same for every occurrence."""
+    grpc_status: grpc.StatusCode
+    openai_type: str = "invalid_request_error"
+    """``error.type`` as OpenAI's clients know it."""
+
+
+# Create never answers 409: OpenAI's client retries it, and a used key stays used.
+ERROR_TABLE: Mapping[type[errors.GatewayError], ErrorRow] = MappingProxyType(
+    {
+        errors.InvalidRequest: ErrorRow(
+            400, "The request breaks a rule", grpc.StatusCode.INVALID_ARGUMENT
+        ),
+        errors.PayloadTooLarge: ErrorRow(
+            413, "The request is too large", grpc.StatusCode.INVALID_ARGUMENT
+        ),
+        errors.Unauthenticated: ErrorRow(
+            401,
+            "The call is not authenticated",
+            grpc.StatusCode.UNAUTHENTICATED,
+            "authentication_error",
+        ),
+        errors.PermissionDenied: ErrorRow(
+            403,
+            "The token does not allow this",
+            grpc.StatusCode.PERMISSION_DENIED,
+            "permission_error",
+        ),
+        errors.VideoNotFound: ErrorRow(404, "No such video", grpc.StatusCode.NOT_FOUND),
+        errors.IdempotencyConflict: ErrorRow(
+            422, "The idempotency key is in use", grpc.StatusCode.ALREADY_EXISTS
+        ),
+        errors.NotFinished: ErrorRow(
+            409, "The video is not finished", grpc.StatusCode.FAILED_PRECONDITION
+        ),
+        errors.JobFailed: ErrorRow(409, "The video failed", grpc.StatusCode.FAILED_PRECONDITION),
+        errors.ResourceExhausted: ErrorRow(
+            429, "A limit is reached", grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error"
+        ),
+        errors.Unavailable: ErrorRow(
+            503, "The region cannot serve now", grpc.StatusCode.UNAVAILABLE, "server_error"
+        ),
+    }
+)
+
+
+def row_for(error: errors.GatewayError) -> ErrorRow:
+    """The row of an error's class or of its nearest listed ancestor.
+
+    Raises:
+        LookupError: Neither is listed; the edges answer that as an internal error.
+    """
+    for cls in type(error).__mro__:
+        row = ERROR_TABLE.get(cls)
+        if row is not None:
+            return row
+    raise LookupError(f"{type(error).__name__} is not in the error table")

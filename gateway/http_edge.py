@@ -1,0 +1,122 @@
+"""What surrounds every HTTP route: trace, metrics, token, scope, and errors as problems."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from opentelemetry import trace
+
+from gateway import access, errors
+from gateway.application import Caller
+from gateway.auth import TokenVerifier
+from gateway.auth_errors import MalformedToken
+from gateway.edge_metrics import EdgeMetrics
+from gateway.http_problem import Problem, problem_of, problem_of_status, problem_response
+from reelkit.clock import Clock
+from reelkit.tracing import context_from, current_trace_id
+
+_log = structlog.get_logger("gateway.http")
+_tracer = trace.get_tracer("gateway.http")
+
+CALLER = web.RequestKey("caller", Caller)
+
+_UNMATCHED = "unmatched"
+# As nginx counts a client that left before its answer.
+_CLIENT_LEFT = "499"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def edge_middleware(*, verifier: TokenVerifier, metrics: EdgeMetrics, clock: Clock) -> Middleware:
+    """The one middleware of the application; no route is reached around it."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        template = _template(request)
+        method = request.method if request.method in _METHODS else "OTHER"
+        labels = {"protocol": "http", "route": template, "method": method}
+        started_s = clock.monotonic()
+        metrics.started(**labels)
+        code = _CLIENT_LEFT
+        span = _tracer.start_as_current_span(
+            f"{method} {template}",
+            context=context_from({k.lower(): v for k, v in _trace_headers(request)}),
+            kind=trace.SpanKind.SERVER,
+            record_exception=False,
+        )
+        try:
+            with span:
+                response = await _answer(request, handler, verifier)
+                code = str(response.status)
+                return response
+        finally:
+            metrics.ended(**labels, code=code, seconds=clock.monotonic() - started_s)
+
+    return middleware
+
+
+async def _answer(
+    request: web.Request, handler: Handler, verifier: TokenVerifier
+) -> web.StreamResponse:
+    scope: access.Scope | None = None
+    try:
+        if request.match_info.http_exception is None:
+            scope = access.required_scope(access.http_endpoint(request.method, _template(request)))
+        if scope is not None:
+            caller = await verifier.verify(_authorization(request))
+            access.require(caller, scope)
+            request[CALLER] = caller
+        response = await handler(request)
+    except errors.GatewayError as error:
+        response = _problem(request, problem_of(error, scope=scope))
+    except web.HTTPException as error:
+        response = _problem(request, _problem_of_http(error))
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:  # noqa: BLE001 - the process's boundary: logged, and told without detail
+        _log.exception("unexpected error", route=_template(request), method=request.method)
+        response = _problem(request, problem_of_status(500))
+    trace_id = current_trace_id()
+    if trace_id is not None and not response.prepared:
+        # OpenAI's clients show it as the request's id.
+        response.headers["x-request-id"] = trace_id
+    return response
+
+
+def _problem(request: web.Request, problem: Problem) -> web.Response:
+    if request.writer.output_size > 0:
+        raise ConnectionResetError("the answer was begun and cannot be finished") from None
+    response = problem_response(problem, instance=request.path)
+    if request.method == hdrs.METH_POST and not request.content.at_eof():
+        # The body was not read: a client that goes on sending it must not confuse us.
+        response.force_close()
+    return response
+
+
+def _problem_of_http(error: web.HTTPException) -> Problem:
+    default_text = f"{error.status}: {error.reason}"
+    detail = error.text if error.text and error.text != default_text else ""
+    kept = {
+        name: value
+        for name, value in error.headers.items()
+        if name not in (hdrs.CONTENT_TYPE, hdrs.CONTENT_LENGTH)
+    }
+    return problem_of_status(error.status, detail=detail, headers=kept)
+
+
+def _template(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else _UNMATCHED
+
+
+def _authorization(request: web.Request) -> str | None:
+    values = request.headers.getall(hdrs.AUTHORIZATION, [])
+    if len(values) > 1:
+        raise MalformedToken("send one Authorization header, not several")
+    return values[0] if values else None
+
+
+def _trace_headers(request: web.Request) -> list[tuple[str, str]]:
+    return [(n, request.headers[n]) for n in ("traceparent", "tracestate") if n in request.headers]

@@ -1,0 +1,177 @@
+"""The fields of a create request over HTTP: their names, their types and their targets.
+
+Names are OpenAI's and, beside them, vLLM-Omni's. A value becomes a field of
+``VideoSpec`` or ``CreateOptions`` as it is or is refused: nothing is rounded, and what a
+model allows is the application's matter.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Any
+
+from gateway.errors import FieldViolation
+
+
+class Kind(Enum):
+    """How a value is written."""
+
+    TEXT = "a string"
+    WHOLE = "a whole number"
+    NUMBER = "a number"
+    # OpenAI writes seconds as a string, people as a number.
+    SECONDS = "a number, or a string that holds one"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateField:
+    """One field of a create request."""
+
+    kind: Kind
+    target: str
+    """Field of VideoSpec, or of CreateOptions where ``option``."""
+    max_value: int = 2**32 - 1
+    option: bool = False
+
+
+FIELDS: Mapping[str, CreateField] = MappingProxyType(
+    {
+        "prompt": CreateField(Kind.TEXT, "prompt"),
+        "negative_prompt": CreateField(Kind.TEXT, "negative_prompt"),
+        "model": CreateField(Kind.TEXT, "model"),
+        "size": CreateField(Kind.TEXT, "resolution"),
+        "resolution": CreateField(Kind.TEXT, "resolution"),
+        "seconds": CreateField(Kind.SECONDS, "seconds"),
+        "width": CreateField(Kind.WHOLE, "width"),
+        "height": CreateField(Kind.WHOLE, "height"),
+        "num_frames": CreateField(Kind.WHOLE, "num_frames"),
+        "fps": CreateField(Kind.NUMBER, "fps"),
+        "num_inference_steps": CreateField(Kind.WHOLE, "steps"),
+        "guidance_scale": CreateField(Kind.NUMBER, "guidance_scale"),
+        "flow_shift": CreateField(Kind.NUMBER, "flow_shift"),
+        "seed": CreateField(Kind.WHOLE, "seed", max_value=2**64 - 1),
+        "deadline_s": CreateField(Kind.NUMBER, "deadline_s", option=True),
+    }
+)
+
+# What people write by habit from elsewhere, where spelling alone does not find it.
+_HABITS = {
+    "text": "prompt",
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "shift": "flow_shift",
+    "frames": "num_frames",
+    "length_sec": "seconds",
+    "duration": "seconds",
+    "frame_rate": "fps",
+}
+
+_WHOLE = re.compile(r"-?[0-9]{1,20}")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?")
+
+
+class WrongValue(ValueError):  # noqa: N818 - caught where the field's name is known
+    """A value breaks its field's type; the message says how."""
+
+
+def unknown_field(name: str) -> FieldViolation:
+    """The violation of a field that does not exist, with the names closest to it."""
+    if name == "input_reference":
+        return FieldViolation(name, "is not supported: videos are made from text alone")
+    habit = _HABITS.get(name)
+    nearest = difflib.get_close_matches(name[:64], FIELDS, n=3, cutoff=0.6)
+    if habit is not None:
+        nearest = [habit, *(n for n in nearest if n != habit)]
+    shown = name if len(name) <= 64 else name[:64] + "..."
+    hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(FIELDS)}"
+    return FieldViolation(_clean(shown), "is not a field of this request" + hint, tuple(nearest))
+
+
+def parse_value(field: CreateField, value: Any, *, from_text: bool) -> Any:
+    """A value as protobuf takes it.
+
+    Args:
+        field: What it must be.
+        value: A JSON value, or the text of a form field.
+        from_text: Whether it is a form field, whose numbers are written as text.
+
+    Raises:
+        WrongValue: It is something else.
+    """
+    if field.kind is Kind.TEXT:
+        return _text(value)
+    if from_text or (field.kind is Kind.SECONDS and isinstance(value, str)):
+        value = _number_in(value, whole=field.kind is Kind.WHOLE)
+    if field.kind is Kind.WHOLE:
+        return _whole(value, field.max_value)
+    return _number(value, field.kind)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise WrongValue(f"must be a string, not {_kind_of(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half of a surrogate pair; no UTF-8 text holds one.
+        raise WrongValue("must be valid Unicode: it holds half of a surrogate pair") from None
+    return value
+
+
+def _whole(value: Any, max_value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WrongValue(f"must be a whole number, not {_kind_of(value)}")
+    if not 0 <= value <= max_value:
+        raise WrongValue(f"must be between 0 and {max_value}")
+    return value
+
+
+def _number(value: Any, kind: Kind) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise WrongValue(f"must be {kind.value}, not {_kind_of(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise WrongValue("must be a finite number")
+    return number
+
+
+def _number_in(text: str, *, whole: bool) -> int | float:
+    if whole:
+        if not _WHOLE.fullmatch(text):
+            raise WrongValue("must be a whole number in decimal digits")
+        return int(text)
+    if not _NUMBER.fullmatch(text):
+        raise WrongValue("must be a finite number in decimal digits, such as 4 or 2.5")
+    return float(text)
+
+
+def _kind_of(value: Any) -> str:
+    match value:
+        case bool():
+            return "a boolean"
+        case int():
+            return "a whole number"
+        case float():
+            return "a fraction"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def _clean(name: str) -> str:
+    """A client's own field name, safe to send back."""
+    return "".join(c if c.isprintable() else "?" for c in name)
