@@ -1,0 +1,282 @@
+"""One video from request to result, over as many streams and regions as it takes.
+
+The order in which trouble is met:
+
+1. The stream breaks: it is taken up again on the same gateway, after the last event.
+2. The gateway stays away: another one of the same region goes on after the last event.
+3. The region is gone or full: the next one makes the video anew, under the same
+   idempotency key and naming the copy that it replaces. Earlier bytes are thrown away.
+4. Every region was asked: a pause, then all of it again, ``max_retries`` times.
+5. The video itself failed for a cause that is not its own: again, under the next key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+
+from reelmesh.v1 import video_pb2, video_service_pb2
+
+from wan_t2v_sdk.assembly import Assembly
+from wan_t2v_sdk.buffer import VideoBuffer
+from wan_t2v_sdk.calls import cancel_video, get_video
+from wan_t2v_sdk.connection import Connection, responses
+from wan_t2v_sdk.download import RESUME_ATTEMPTS, fetch, resume_delay_s
+from wan_t2v_sdk.errors import (
+    ConnectionLostError,
+    DeadlineError,
+    GenerationFailedError,
+    IntegrityError,
+    OverloadedError,
+    ReelmeshError,
+    ServerError,
+    UnavailableError,
+    VideoNotFoundError,
+)
+from wan_t2v_sdk.events import VideoEvent, event_of
+from wan_t2v_sdk.regions import RegionRouter
+from wan_t2v_sdk.result import GenerationResult, facts_of
+from wan_t2v_sdk.tracing import trace_id_of
+
+CANCEL_TIMEOUT_S = 3.0
+MAX_PAUSE_S = 30.0
+
+Notify = Callable[[VideoEvent], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOrder:
+    """What to make, and how long to try."""
+
+    spec: video_pb2.VideoSpec | None
+    """None: follow the video ``video_id`` and make nothing."""
+    video_id: str = ""
+    idempotency_key: str = ""
+    durable: bool = False
+    """The video runs on when this call is given up."""
+    deadline_s: float | None = None
+    """The job's own deadline, kept by the gateway."""
+    timeout_s: float
+    max_retries: int
+    traceparent: str
+
+
+class Generation:
+    """Runs one order. Cancelling :meth:`run` cancels the video, unless it is durable."""
+
+    def __init__(self, order: GenerationOrder, *, router: RegionRouter, notify: Notify) -> None:
+        self._order = order
+        self._router = router
+        self._notify = notify
+        self._assembly = Assembly(VideoBuffer())
+        self._assembly.video_id = order.video_id
+        self._connection: Connection | None = None
+        self._home: str | None = None
+        self._supersedes = ""
+        self._failed_runs = 0
+
+    async def run(self) -> GenerationResult:
+        """The finished video, its bytes checked.
+
+        Raises:
+            ReelmeshError: See :mod:`wan_t2v_sdk.errors`.
+        """
+        started_s = time.monotonic()
+        try:
+            async with asyncio.timeout(self._order.timeout_s):
+                await self._until_complete()
+            return self._result(client_s=time.monotonic() - started_s)
+        except ReelmeshError as error:
+            raise self._named(error) from error.__cause__
+        except TimeoutError:
+            raise self._named(
+                DeadlineError(f"the video was not done within {self._order.timeout_s:g} s")
+            ) from None
+        finally:
+            if self._assembly.completed is None:
+                await self._give_up()
+                self._assembly.buffer.close()
+
+    async def _until_complete(self) -> None:
+        rounds = 0
+        while (error := await self._ask_all()) is not None:
+            rounds += 1
+            if rounds > self._order.max_retries:
+                raise error
+            pause_s = error.retry_after_s or min(0.5 * 2**rounds, MAX_PAUSE_S)
+            await self._say_reconnecting(error)
+            # Jitter, so that the clients of a region that fell do not come back as one.
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - no secret
+
+    async def _ask_all(self) -> ReelmeshError | None:
+        """Asks the gateways in order; None once the video is complete, else why not."""
+        try:
+            connections = await self._router.order()
+        except UnavailableError as error:
+            return error
+        last: ReelmeshError = UnavailableError("no gateway is known")
+        if self._assembly.video_id:
+            connections = self._router.for_video(self._assembly.video_id, connections)
+        for connection in connections:
+            try:
+                await self._follow(connection)
+            except GenerationFailedError as error:
+                if not error.retryable or self._order.spec is None:
+                    raise
+                self._failed_runs += 1
+                self._assembly.forget()
+                return error
+            except (UnavailableError, OverloadedError) as error:
+                self._router.forget()
+                last = error
+                await self._say_reconnecting(error)
+            else:
+                return None
+        return last
+
+    async def _follow(self, connection: Connection) -> None:
+        """Follows the video on one gateway to its end, over several streams if need be."""
+        breaks = 0
+        while True:
+            seen = self._assembly.last_seq
+            try:
+                return await self._one_stream(connection)
+            except VideoNotFoundError as error:
+                if not self._assembly.video_id or self._order.spec is None:
+                    raise
+                # The gateway lost it with its memory: it is made anew under the same key.
+                self._start_over()
+                lost: ReelmeshError = error
+            except ConnectionLostError as error:
+                if not self._assembly.video_id:
+                    raise
+                lost = error
+            except (IntegrityError, ServerError) as error:
+                if not error.retryable:
+                    raise
+                self._assembly.rewind()
+                lost = error
+            breaks = 1 if self._assembly.last_seq > seen else breaks + 1
+            if breaks > RESUME_ATTEMPTS:
+                raise lost
+            await self._say_reconnecting(lost)
+            await asyncio.sleep(resume_delay_s(breaks))
+
+    async def _one_stream(self, connection: Connection) -> None:
+        await connection.connect()
+        self._connection = connection
+        async with contextlib.aclosing(self._events(connection)) as events:
+            async for event in events:
+                self._assembly.accept(event)
+                if event.WhichOneof("event") is not None:
+                    await self._notify(event_of(event, with_data=False))
+                if self._assembly.over:
+                    break
+        if self._assembly.error is not None:
+            raise self._assembly.error
+        if self._assembly.completed is None:
+            raise ConnectionLostError(f"{connection.endpoint}: the stream ended before the video")
+        await self._check(connection, self._assembly.completed)
+
+    async def _check(self, connection: Connection, completed: video_pb2.CompletedEvent) -> None:
+        """Makes sure that the bytes are there and right; else fetches them whole."""
+        buffer = self._assembly.buffer
+        try:
+            buffer.verify(sha256=completed.sha256, size_bytes=completed.size_bytes)
+        except IntegrityError:
+            video_id = self._assembly.video_id
+            await fetch(connection, video_id, buffer, traceparent=self._order.traceparent)
+            buffer.verify(sha256=completed.sha256, size_bytes=completed.size_bytes)
+        if self._assembly.spec is None:
+            video = await get_video(connection, self._assembly.video_id)
+            self._assembly.spec = video.spec
+            self._assembly.region = self._assembly.region or video.region
+
+    def _events(self, connection: Connection) -> AsyncGenerator[video_pb2.VideoEvent, None]:
+        watched = self._assembly.video_id
+        if watched and (self._order.spec is None or connection.region == self._home):
+            return self._watch(connection, watched)
+        if watched:
+            self._start_over()
+        self._home = connection.region
+        return self._generate(connection)
+
+    async def _generate(self, connection: Connection) -> AsyncGenerator[video_pb2.VideoEvent, None]:
+        options = video_service_pb2.CreateOptions(
+            idempotency_key=self._key(),
+            durable=self._order.durable,
+            deadline_s=self._order.deadline_s,
+            supersedes=self._supersedes,
+        )
+        call = connection.videos.GenerateVideo(
+            video_service_pb2.GenerateVideoRequest(spec=self._order.spec, options=options),
+            metadata=connection.metadata(self._order.traceparent),
+            timeout=self._order.timeout_s,
+        )
+        async with contextlib.aclosing(responses(call, connection=connection)) as answers:
+            async for answer in answers:
+                yield answer.event
+
+    async def _watch(
+        self, connection: Connection, video_id: str
+    ) -> AsyncGenerator[video_pb2.VideoEvent, None]:
+        call = connection.videos.WatchVideo(
+            video_service_pb2.WatchVideoRequest(
+                video_id=video_id, after_seq=self._assembly.last_seq
+            ),
+            metadata=connection.metadata(self._order.traceparent),
+            timeout=self._order.timeout_s,
+        )
+        async with contextlib.aclosing(responses(call, connection=connection)) as answers:
+            async for answer in answers:
+                yield answer.event
+
+    def _start_over(self) -> None:
+        self._supersedes = self._assembly.video_id
+        self._assembly.forget()
+
+    def _key(self) -> str:
+        """The key of this run: a failed video keeps its own, so another run needs the next."""
+        key = self._order.idempotency_key
+        return f"{key}.{self._failed_runs}" if self._failed_runs else key
+
+    async def _give_up(self) -> None:
+        """Tells the gateway at once, rather than leave it to the broken stream's grace time."""
+        video_id, connection = self._assembly.video_id, self._connection
+        leave = self._order.durable or self._order.spec is None or self._assembly.over
+        if leave or not video_id or connection is None:
+            return
+        # Best effort: a gateway that is gone notices the broken stream by itself.
+        with contextlib.suppress(ReelmeshError, TimeoutError):
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                await cancel_video(connection, video_id)
+
+    async def _say_reconnecting(self, error: ReelmeshError) -> None:
+        await self._notify(
+            VideoEvent(kind="reconnecting", video_id=self._assembly.video_id, message=error.message)
+        )
+
+    def _named(self, error: ReelmeshError) -> ReelmeshError:
+        error.video_id = self._assembly.video_id or None
+        error.region = self._assembly.region or self._home
+        return error
+
+    def _result(self, *, client_s: float) -> GenerationResult:
+        assembly = self._assembly
+        if assembly.completed is None or assembly.spec is None:
+            raise ServerError("the video ended without saying what was made")
+        facts = facts_of(
+            video_id=assembly.video_id,
+            completed=assembly.completed,
+            spec=assembly.spec,
+            region=assembly.region,
+            node=assembly.node,
+            attempts=assembly.restarts + self._failed_runs + 1,
+            client_s=client_s,
+            trace_id=trace_id_of(self._order.traceparent),
+        )
+        return GenerationResult(facts=facts, buffer=assembly.buffer)
