@@ -1,0 +1,1 @@
+"""The control plane: nodes and gateways under leases, and the fleet that gateways watch."""

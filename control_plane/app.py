@@ -1,0 +1,184 @@
+"""Composition root of the control plane: what it is made of, and how it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from reelmesh.v1 import control_plane_service_pb2 as cp
+from reelmesh.v1.control_plane_service_pb2_grpc import (
+    add_ControlPlaneServiceServicer_to_server,
+)
+
+from control_plane.attach import NodeAttachment
+from control_plane.attach_gateway import GatewayAttachment
+from control_plane.attach_stream import Leasing
+from control_plane.config import ControlPlaneConfig
+from control_plane.desired import DesiredStates
+from control_plane.fleet import FleetView
+from control_plane.keys import Keys
+from control_plane.service import ControlPlaneService
+from control_plane.store.etcd import EtcdStore
+from control_plane.store.mirror import Mirror, MirrorChange
+from control_plane.store.port import Store
+from control_plane.store.writer import FencedWriter
+from control_plane.watch_fleet import FleetWatchers
+from reelkit import rpc
+from reelkit.clock import Clock, SystemClock
+from reelkit.files import write_json_atomic
+from reelkit.tasks import TaskScope
+
+_log = structlog.get_logger("control_plane.app")
+
+SERVICE_NAME = cp.DESCRIPTOR.services_by_name["ControlPlaneService"].full_name
+
+
+class ControlPlaneApp:
+    """A control plane that listens; :func:`build_app` makes it."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        scope: TaskScope,
+        server: aio.Server,
+        health_service: health.aio.HealthServicer,
+        stop_streams: Callable[[], None],
+        drain_s: float,
+        ready: asyncio.Event,
+    ) -> None:
+        # host:port with the port that was bound.
+        self.address = address
+        # Set once the fleet was read and the service answers.
+        self.ready = ready
+        self._scope = scope
+        self._server = server
+        self._health = health_service
+        self._stop_streams = stop_streams
+        self._drain_s = drain_s
+
+    async def serve(self) -> None:
+        """Returns only when something essential failed; raises its error."""
+        await self._scope.failed.wait()
+        if self._scope.failure is not None:
+            raise self._scope.failure
+
+    async def drain(self) -> None:
+        """Fails readiness, sends attached agents elsewhere, and stops listening.
+
+        Leases are left as they are: an agent that attaches to another replica within
+        its lease is never seen to go.
+        """
+        await self._health.enter_graceful_shutdown()
+        self._stop_streams()
+        await self._server.stop(self._drain_s)
+
+
+@contextlib.asynccontextmanager
+async def build_app(
+    config: ControlPlaneConfig, *, clock: Clock | None = None, store: Store | None = None
+) -> AsyncIterator[ControlPlaneApp]:
+    """A listening control plane; leaving the block stops what is left of it.
+
+    Args:
+        config: The whole configuration.
+        clock: The machine's own by default.
+        store: For tests; by default the etcd of the configuration, which may be away
+            at first: the service then turns ready when it is back.
+    """
+    clock = clock or SystemClock()
+    keys = Keys(prefix=config.etcd.prefix, region=config.region)
+    async with contextlib.AsyncExitStack() as stack:
+        if store is None:
+            store = await stack.enter_async_context(EtcdStore(config.etcd, clock=clock))
+        scope = await stack.enter_async_context(TaskScope("control-plane"))
+        writer = FencedWriter(store, prefix=keys.writer_slots(config.replica_id), clock=clock)
+        leasing = Leasing(store=store, writer=writer, clock=clock, ttl_s=config.lease_ttl_s)
+        view, desired = FleetView(keys=keys), DesiredStates(keys=keys)
+        nodes = NodeAttachment(
+            region=config.region,
+            replica_id=config.replica_id,
+            keys=keys,
+            leasing=leasing,
+            desired=desired,
+        )
+        gateways = GatewayAttachment(
+            region=config.region, replica_id=config.replica_id, keys=keys, leasing=leasing
+        )
+        watchers = FleetWatchers(
+            view,
+            clock=clock,
+            heartbeat_s=config.fleet.heartbeat_s,
+            resnapshot_s=config.fleet.resnapshot_s,
+        )
+        service = ControlPlaneService(nodes=nodes, gateways=gateways, watchers=watchers)
+        server, health_service = _make_server(service, reflection=config.reflection)
+        port = rpc.listen(server, config.listen)
+        address = f"{config.listen.rpartition(':')[0]}:{port}"
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+
+        def stop_streams() -> None:
+            nodes.streams.stop()
+            gateways.streams.stop()
+            watchers.stop()
+
+        ready = asyncio.Event()
+        for prefix, apply in ((keys.fleet, view.apply), (keys.desired_states, desired.apply)):
+            mirror = Mirror(store, prefix, clock=clock, relist_s=config.fleet.relist_s)
+            scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")
+        scope.spawn(_announce(view, health_service, config, address, ready), name="announce")
+        yield ControlPlaneApp(
+            address=address,
+            scope=scope,
+            server=server,
+            health_service=health_service,
+            stop_streams=stop_streams,
+            drain_s=config.drain_s,
+            ready=ready,
+        )
+
+
+async def _follow(mirror: Mirror, apply: Callable[[MirrorChange], None]) -> None:
+    async with contextlib.aclosing(mirror.changes()) as changes:
+        async for change in changes:
+            apply(change)
+
+
+async def _announce(
+    view: FleetView,
+    health_service: health.aio.HealthServicer,
+    config: ControlPlaneConfig,
+    address: str,
+    ready: asyncio.Event,
+) -> None:
+    """Turns healthy once the fleet was read; stays so when the store goes away."""
+    await view.wait_until(1)
+    for name in ("", SERVICE_NAME):
+        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if config.ready_file is not None:
+        write_json_atomic(config.ready_file, {"grpc": address, "pid": os.getpid()})
+    _log.info("ready", address=address, region=config.region, replica=config.replica_id)
+    ready.set()
+
+
+def _make_server(
+    service: ControlPlaneService, *, reflection: bool
+) -> tuple[aio.Server, health.aio.HealthServicer]:
+    server = aio.server(options=rpc.server_options())
+    add_ControlPlaneServiceServicer_to_server(service, server)
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    if reflection:
+        # Imported here: it costs memory that a site without it need not pay.
+        from grpc_reflection.v1alpha import reflection as grpc_reflection
+
+        grpc_reflection.enable_server_reflection(
+            (SERVICE_NAME, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME), server
+        )
+    return server, health_service

@@ -1,0 +1,121 @@
+"""Configuration of a control plane; the only place that reads it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from control_plane.store.etcd import EtcdSettings
+from reelkit.logs import LogFormat, LogLevel
+from reelkit.settings import Settings, load_settings
+
+ENV_PREFIX = "REELMESH_CONTROL__"
+_ID = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
+
+
+def _host_id() -> str:
+    name = socket.gethostname().split(".")[0].lower()
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-")
+    return kept[:63].strip("-") or "control"
+
+
+class LogSettings(Settings):
+    """What is logged."""
+
+    level: LogLevel = Field(
+        default="info", description="Least level that is logged; debug is for a search of bugs."
+    )
+    format: LogFormat = Field(
+        default="console", description="console for people, json for collectors."
+    )
+
+
+class FleetSettings(Settings):
+    """How WatchFleet is served."""
+
+    heartbeat_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        description="Seconds between proofs of life on a quiet WatchFleet stream; a gateway "
+        "tries another replica after three missing ones.",
+    )
+    resnapshot_s: float = Field(
+        default=300.0,
+        ge=1,
+        description="Seconds after which a watcher gets the whole fleet again, so that "
+        "whatever went wrong heals; 300 s cost nothing at 5,000 nodes.",
+    )
+    relist_s: float = Field(
+        default=300.0,
+        ge=1,
+        description="Seconds after which the store is read whole and compared.",
+    )
+
+
+class ControlPlaneConfig(Settings):
+    """The whole configuration."""
+
+    listen: str = Field(
+        default="127.0.0.1:7200",
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port of the gRPC listener; port 0 takes a free one. Loopback by "
+        "default, since callers are not authenticated on a plain listener.",
+    )
+    region: str = Field(
+        pattern=_ID, description="The region this control plane serves; others are refused."
+    )
+    replica_id: str = Field(
+        default_factory=_host_id,
+        pattern=_ID,
+        description="Name of this replica, unique in its region; the host's name by default.",
+    )
+    etcd: EtcdSettings = Field(default=EtcdSettings(), description="The regional etcd.")
+    lease_ttl_s: float = Field(
+        default=10.0,
+        ge=2,
+        le=300,
+        description="Seconds without a report after which a node or gateway is taken out. "
+        "Agents report at least every third of it. 10 s outlasts a raft election and a "
+        "restart of a replica; below 2 s etcd cannot go.",
+    )
+    ready_file: Path | None = Field(
+        default=None,
+        description="Written with address and pid as JSON when the service is ready.",
+    )
+    metrics_listen: str | None = Field(
+        default=None,
+        pattern=r"^.+:\d{1,5}$",
+        description="host:port that serves Prometheus /metrics; off by default.",
+    )
+    reflection: bool = Field(
+        default=True, description="Serve gRPC reflection, for grpcurl and its kin."
+    )
+    drain_s: float = Field(
+        default=3.0,
+        ge=0,
+        le=60,
+        description="Seconds that streams have to end when the process stops; agents move "
+        "to another replica in that time and keep their leases.",
+    )
+    fleet: FleetSettings = Field(default=FleetSettings(), description="How the fleet is served.")
+    log: LogSettings = Field(default=LogSettings(), description="Logging.")
+
+    @field_validator("lease_ttl_s")
+    @classmethod
+    def _whole_seconds(cls, value: float) -> float:
+        if value != int(value):
+            raise ValueError(f"etcd counts whole seconds: use {int(value)} or {int(value) + 1}")
+        return value
+
+
+def load_config(file: Path | None, overrides: Sequence[str] = ()) -> ControlPlaneConfig:
+    """The configuration from file, environment (REELMESH_CONTROL__…) and flags.
+
+    Raises:
+        ConfigError: Names every field that is wrong.
+    """
+    return load_settings(ControlPlaneConfig, file=file, env_prefix=ENV_PREFIX, overrides=overrides)

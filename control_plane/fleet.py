@@ -1,0 +1,131 @@
+"""The fleet as this replica knows it, with the recent changes that watchers resume from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TypeVar
+
+import structlog
+from google.protobuf.message import DecodeError
+from reelmesh.v1 import control_plane_service_pb2 as cp
+from reelmesh.v1 import model_pb2
+
+from control_plane.keys import Keys
+from control_plane.store.mirror import ChangeKind, MirrorChange
+from control_plane.store.port import KeyValue
+
+_log = structlog.get_logger("control_plane.fleet")
+
+HISTORY_LENGTH = 1024
+
+M = TypeVar("M", cp.NodeRecord, model_pb2.ModelInfo)
+
+
+class FleetView:
+    """Nodes and models at one version; versions are the store's revisions.
+
+    It is filled by :meth:`apply` and read by any number of watchers. None of them has
+    a queue: each asks for what came :meth:`since` its version, and one that was too
+    slow for the bounded history is given a snapshot.
+    """
+
+    def __init__(self, *, keys: Keys, history_length: int = HISTORY_LENGTH) -> None:
+        # 0 until the store was read for the first time.
+        self.version = 0
+        self._keys = keys
+        self._nodes: dict[str, cp.NodeRecord] = {}
+        self._models: dict[str, model_pb2.ModelInfo] = {}
+        self._history: deque[tuple[int, cp.FleetDelta]] = deque()
+        self._history_length = history_length
+        # The history holds every change after this version.
+        self._floor = 0
+        # Rises when what watchers know is void.
+        self.epoch = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def node_count(self) -> int:
+        """Nodes in the fleet, whatever their state."""
+        return len(self._nodes)
+
+    def apply(self, change: MirrorChange) -> None:
+        """Takes a change of the store over and wakes the watchers."""
+        if change.kind is ChangeKind.SNAPSHOT:
+            self._nodes.clear()
+            self._models.clear()
+            self._history.clear()
+            self._floor = change.revision
+            self.epoch += 1
+        delta = self._take(change)
+        self.version = change.revision
+        if change.kind is ChangeKind.DELTA and delta.ByteSize() > 0:
+            self._remember(change.revision, delta)
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets every watcher look again."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def snapshot(self) -> cp.WatchFleetResponse:
+        """The whole fleet."""
+        snapshot = cp.FleetSnapshot(nodes=self._nodes.values(), models=self._models.values())
+        return cp.WatchFleetResponse(version=self.version, snapshot=snapshot)
+
+    def since(self, version: int) -> list[cp.WatchFleetResponse] | None:
+        """The deltas after a version, or None where only a snapshot will do."""
+        if not self._floor <= version <= self.version:
+            return None
+        return [
+            cp.WatchFleetResponse(version=at, delta=delta)
+            for at, delta in self._history
+            if at > version
+        ]
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set at the next change, a new one for each; take it before looking."""
+        return self._changed
+
+    async def wait_until(self, version: int) -> None:
+        """Returns when the view has reached the version."""
+        while self.version < version:
+            await self._changed.wait()
+
+    def _remember(self, version: int, delta: cp.FleetDelta) -> None:
+        self._history.append((version, delta))
+        while len(self._history) > self._history_length:
+            self._floor, _ = self._history.popleft()
+
+    def _take(self, change: MirrorChange) -> cp.FleetDelta:
+        delta = cp.FleetDelta()
+        for kv in change.upserts:
+            if kv.key.startswith(self._keys.nodes):
+                node = _decoded(cp.NodeRecord(), kv)
+                if node is not None and self._nodes.get(node.node_id) != node:
+                    self._nodes[node.node_id] = node
+                    delta.upserted_nodes.append(node)
+            elif kv.key.startswith(self._keys.models):
+                model = _decoded(model_pb2.ModelInfo(), kv)
+                if model is not None and self._models.get(model.manifest_sha256) != model:
+                    self._models[model.manifest_sha256] = model
+                    delta.upserted_models.append(model)
+        for key in change.deleted_keys:
+            if key.startswith(self._keys.nodes):
+                node_id = key.removeprefix(self._keys.nodes)
+                if self._nodes.pop(node_id, None) is not None:
+                    delta.removed_node_ids.append(node_id)
+            elif key.startswith(self._keys.models):
+                self._models.pop(key.removeprefix(self._keys.models), None)
+        return delta
+
+
+def _decoded(message: M, kv: KeyValue) -> M | None:
+    """The record, or None for one that cannot be read: it must not stop the others."""
+    try:
+        message.ParseFromString(kv.value)
+    except DecodeError:
+        _log.error("a record cannot be read; it is left out", key=kv.key)
+        return None
+    return message

@@ -1,0 +1,99 @@
+"""One attached node or gateway: its record follows its reports, through outages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from control_plane.errors import LeaseNotFoundError, StoreError
+from control_plane.leased_record import LeasedRecord
+from control_plane.store.port import Put
+from reelkit.clock import Clock
+
+_log = structlog.get_logger("control_plane.session")
+
+RETRY_DELAY_S = 1.0
+
+
+class Session:
+    """Keeps a record in step with reports, while its stream stands.
+
+    The lease is renewed when a report comes and never without one, so a process that
+    hangs behind a standing connection is noticed. While the store is away, the newest
+    wish is kept and the stream stands (static stability).
+    """
+
+    def __init__(
+        self,
+        record: LeasedRecord,
+        *,
+        clock: Clock,
+        also: Sequence[Put] = (),
+        on_new_lease: Callable[[], None],
+    ) -> None:
+        self.record = record
+        self._clock = clock
+        self._also = also
+        self._on_new_lease = on_new_lease
+        self._wanted = b""
+        self._reported_s = clock.monotonic()
+        self._work = asyncio.Event()
+
+    async def open(self, value: bytes, *, lease_id: int) -> None:
+        """Puts the record in the store.
+
+        Raises:
+            StoreError: The store is away: the agent should try another replica.
+        """
+        self._wanted = value
+        self._reported_s = self._clock.monotonic()
+        await self.record.claim(value, lease_id=lease_id, also=self._also)
+        self._on_new_lease()
+
+    def report(self, value: bytes) -> None:
+        """Takes note that the agent lives, and of the record as it should be now."""
+        self._wanted = value
+        self._reported_s = self._clock.monotonic()
+        self._work.set()
+
+    async def keep(self) -> None:
+        """Brings record and lease up to date after each report; runs for ever.
+
+        Raises:
+            SupersededError: Another stream holds the record now.
+        """
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            if self._clock.monotonic() - self._reported_s > self.record.ttl_s:
+                # The store was away for longer than the agent was heard of.
+                continue
+            try:
+                await self._bring_up_to_date()
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                _log.info("record waits for the store", key=self.record.key, error=str(error))
+                await self._clock.sleep(RETRY_DELAY_S)
+                self._work.set()
+
+    async def close(self) -> None:
+        """Takes the record out at once: the agent said goodbye.
+
+        Raises:
+            StoreError: The store is away; the lease takes the record out in its time.
+        """
+        await self.record.remove()
+
+    async def _bring_up_to_date(self) -> None:
+        wanted = self._wanted
+        try:
+            await self.record.renew()
+            if wanted != self.record.value:
+                await self.record.write(wanted)
+        except LeaseNotFoundError:
+            _log.warning("lease ran out while its agent reports", key=self.record.key)
+            await self.record.claim(wanted, lease_id=self.record.lease_id, also=self._also)
+            self._on_new_lease()

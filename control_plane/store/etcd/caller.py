@@ -1,0 +1,122 @@
+"""One call to etcd: a ready connection, a token, a deadline, and a definite answer."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import structlog
+from google.protobuf.message import Message
+from grpc import aio
+
+from control_plane.errors import StoreUnavailableError
+from control_plane.store.etcd.auth import Login, login_of
+from control_plane.store.etcd.connection import Connection, Endpoints, EtcdSettings
+from control_plane.store.etcd.history import History
+from control_plane.store.etcd.methods import (
+    AUTHENTICATE,
+    Method,
+    is_definite,
+    to_store_error,
+    token_expired,
+)
+from control_plane.store.etcdpb import reelmesh_etcd_pb2 as pb
+
+Req = TypeVar("Req", bound=Message)
+Resp = TypeVar("Resp", bound=Message)
+
+_log = structlog.get_logger("control_plane.store.caller")
+
+
+class Caller:
+    """Makes unary calls, and what streams need to begin: connection and metadata."""
+
+    def __init__(self, settings: EtcdSettings, *, endpoints: Endpoints, history: History) -> None:
+        self.endpoints = endpoints
+        self.history = history
+        self.timeout_s = settings.request_timeout_s
+        self._login = login_of(settings)
+        self._token: str | None = None
+
+    async def unary(self, method: Method[Req, Resp], request: Req) -> Resp:
+        """The answer to a request; reads are tried once on each endpoint and once more.
+
+        Raises:
+            StoreUnavailableError: No answer, and nothing was written.
+            OutcomeUnknownError: A write was sent and not answered; it is not sent again (R4).
+            StoreError: What etcd answered.
+        """
+        renewed = False
+        attempts_left = len(self.endpoints) + 1
+        while True:
+            attempts_left -= 1
+            try:
+                # A write that finds no connection was not sent: it may go elsewhere.
+                connection = await self.endpoints.ready()
+                metadata = await self.metadata(connection)
+            except StoreUnavailableError:
+                if attempts_left <= 0:
+                    raise
+                continue
+            mark = self.history.mark
+            try:
+                response = await self._send(connection, method, request, metadata)
+            except aio.AioRpcError as error:
+                if token_expired(error.details() or "") and self._login and not renewed:
+                    # R8. The server refused the token, so the request did not run.
+                    renewed, self._token = True, None
+                    attempts_left += 1
+                    continue
+                if is_definite(error):
+                    raise to_store_error(error, write=method.write) from None
+                await self.endpoints.failed(connection)
+                if method.write or attempts_left <= 0:
+                    raise to_store_error(error, write=method.write) from None
+                continue
+            self.endpoints.succeeded(connection)
+            if method.linearizable:
+                self.history.check(mark, response.header)  # type: ignore[attr-defined]  # every linearizable answer has a header
+            return response
+
+    async def metadata(self, connection: Connection) -> tuple[tuple[str, str], ...]:
+        """Metadata of a call: the token, where there is a user.
+
+        Raises:
+            StoreDeniedError: etcd does not know this user or password.
+            StoreUnavailableError: etcd does not answer.
+        """
+        if self._login is None:
+            return ()
+        if self._token is None:
+            self._token = await self._authenticate(connection, self._login)
+        return (("token", self._token),)
+
+    def forget_token(self) -> None:
+        """Makes the next call authenticate again (R8)."""
+        self._token = None
+
+    async def _authenticate(self, connection: Connection, login: Login) -> str:
+        request = pb.AuthenticateRequest(name=login.user, password=login.password())
+        try:
+            answer = await self._send(connection, AUTHENTICATE, request, ())
+        except aio.AioRpcError as error:
+            if not is_definite(error):
+                await self.endpoints.failed(connection)
+            raise to_store_error(error, write=False) from None
+        _log.debug("authenticated", user=login.user)
+        return answer.token
+
+    async def _send(
+        self,
+        connection: Connection,
+        method: Method[Req, Resp],
+        request: Req,
+        metadata: tuple[tuple[str, str], ...],
+    ) -> Resp:
+        async with connection.used() as channel:
+            call = channel.unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+            answer: Resp = await call(request, timeout=self.timeout_s, metadata=metadata)
+            return answer

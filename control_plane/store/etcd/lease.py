@@ -1,0 +1,170 @@
+"""Leases: granted and revoked by calls, renewed over one stream for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections import defaultdict, deque
+from typing import Any
+
+import structlog
+from grpc import aio
+
+from control_plane.errors import LeaseNotFoundError, StoreRefusedError, StoreUnavailableError
+from control_plane.store.etcd.caller import Caller
+from control_plane.store.etcd.connection import Connection
+from control_plane.store.etcd.methods import (
+    LEASE_GRANT,
+    LEASE_KEEP_ALIVE,
+    LEASE_REVOKE,
+    LEASE_TIME_TO_LIVE,
+)
+from control_plane.store.etcdpb import reelmesh_etcd_pb2 as pb
+from control_plane.store.port import LeaseInfo
+from reelkit.tasks import TaskScope
+
+_log = structlog.get_logger("control_plane.store.lease")
+
+
+class Leases:
+    """The lease calls of one client."""
+
+    def __init__(self, caller: Caller, *, scope: TaskScope) -> None:
+        self._caller = caller
+        self._renewals = _Renewals(caller, scope=scope)
+
+    async def grant(self, ttl_s: float) -> LeaseInfo:
+        """A new lease; etcd raises a small ttl to its minimum (R9)."""
+        request = pb.LeaseGrantRequest(ttl=max(1, math.ceil(ttl_s)))
+        answer = await self._caller.unary(LEASE_GRANT, request)
+        if answer.error:
+            raise StoreRefusedError(answer.error)
+        return LeaseInfo(answer.id, float(answer.ttl), float(answer.ttl))
+
+    async def keep_alive(self, lease_id: int) -> float:
+        """Renews the lease over the shared stream."""
+        return await self._renewals.renew(lease_id)
+
+    async def revoke(self, lease_id: int) -> None:
+        """Ends the lease; one that is gone is fine, so asking twice is too."""
+        with contextlib.suppress(LeaseNotFoundError):
+            await self._caller.unary(LEASE_REVOKE, pb.LeaseRevokeRequest(id=lease_id))
+
+    async def time_to_live(self, lease_id: int) -> LeaseInfo:
+        """How long the lease lasts without renewal."""
+        answer = await self._caller.unary(
+            LEASE_TIME_TO_LIVE, pb.LeaseTimeToLiveRequest(id=lease_id)
+        )
+        # etcd answers -1 for a lease that is gone, 0 for one in its last second.
+        if answer.ttl < 0:
+            raise LeaseNotFoundError(lease_id)
+        return LeaseInfo(lease_id, float(answer.ttl), float(answer.granted_ttl))
+
+
+class _Renewals:
+    """One keep-alive stream; opened on demand, dropped at the first sign of trouble."""
+
+    def __init__(self, caller: Caller, *, scope: TaskScope) -> None:
+        self._caller = caller
+        self._scope = scope
+        self._stream: _RenewalStream | None = None
+        self._opening = asyncio.Lock()
+
+    async def renew(self, lease_id: int) -> float:
+        stream = await self._ready_stream()
+        answer = stream.ask(lease_id)
+        try:
+            async with asyncio.timeout(self._caller.timeout_s):
+                ttl_s = await answer
+        except TimeoutError:
+            # R5. A silent stream is a dead one: drop it, so that the next call opens
+            # another, on another endpoint where there is one.
+            await self._drop(stream)
+            raise StoreUnavailableError("a lease renewal got no answer in time") from None
+        if ttl_s <= 0:
+            raise LeaseNotFoundError(lease_id)
+        return float(ttl_s)
+
+    async def _ready_stream(self) -> _RenewalStream:
+        async with self._opening:
+            if self._stream is None or self._stream.closed:
+                connection = await self._caller.endpoints.ready()
+                metadata = await self._caller.metadata(connection)
+                stream = _RenewalStream(connection, metadata)
+                self._stream = stream
+                self._scope.spawn(stream.run(), name="lease-renewals")
+            return self._stream
+
+    async def _drop(self, stream: _RenewalStream) -> None:
+        if not stream.closed:
+            stream.close()
+            await self._caller.endpoints.failed(stream.connection)
+
+
+class _RenewalStream:
+    """Sends renewals and hands out their answers, which etcd gives in order per lease."""
+
+    def __init__(self, connection: Connection, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.connection = connection
+        self.closed = False
+        self._metadata = metadata
+        self._outbox: asyncio.Queue[int] = asyncio.Queue()
+        self._waiting: defaultdict[int, deque[asyncio.Future[int]]] = defaultdict(deque)
+        self._call: Any = None
+
+    def ask(self, lease_id: int) -> asyncio.Future[int]:
+        """The answer's seconds, to come; 0 or less for a lease that is gone."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # The queue is bounded by the leases held: each has one renewal on its way.
+        self._waiting[lease_id].append(future)
+        self._outbox.put_nowait(lease_id)
+        return future
+
+    def close(self) -> None:
+        """Ends the stream; renewals on their way fail as unavailable."""
+        self.closed = True
+        if self._call is not None:
+            self._call.cancel()
+        self._fail_waiting("the renewal stream was dropped")
+
+    async def run(self) -> None:
+        """Carries renewals until the stream breaks; never raises for a broken one."""
+        try:
+            async with self.connection.used() as channel:
+                self._call = channel.stream_stream(
+                    LEASE_KEEP_ALIVE.path,
+                    request_serializer=LEASE_KEEP_ALIVE.request.SerializeToString,
+                    response_deserializer=LEASE_KEEP_ALIVE.response.FromString,
+                )(
+                    self._requests(),
+                    # A member that has lost its cluster must say so instead of waiting.
+                    metadata=(*self._metadata, ("hasleader", "true")),
+                )
+                async for answer in self._call:
+                    self._deliver(answer)
+        except aio.AioRpcError as error:
+            _log.info("renewal stream broke", code=error.code().name, text=error.details())
+        finally:
+            self.close()
+
+    async def _requests(self) -> Any:
+        while True:
+            yield pb.LeaseKeepAliveRequest(id=await self._outbox.get())
+
+    def _deliver(self, answer: pb.LeaseKeepAliveResponse) -> None:
+        waiting = self._waiting.get(answer.id)
+        if not waiting:
+            return
+        future = waiting.popleft()
+        if not waiting:
+            del self._waiting[answer.id]
+        if not future.done():
+            future.set_result(answer.ttl)
+
+    def _fail_waiting(self, text: str) -> None:
+        for futures in self._waiting.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(StoreUnavailableError(text))
+        self._waiting.clear()

@@ -1,0 +1,1 @@
+"""Message code generated from reelmesh_etcd.proto; see tools/gen_protos.py."""
