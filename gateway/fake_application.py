@@ -1,0 +1,381 @@
+"""The application port in memory: the fake beside it, for tests of the edges.
+
+It keeps the port's promises with the same validation as the real one; one contract
+suite runs on both. What it leaves out is the mesh: a video is "drawn" at once, or, with
+``hold``, when the test says so by :meth:`FakeApplication.progress`, ``finish``, ``fail``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+
+from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
+
+from gateway import errors
+from gateway.application import Caller, Download
+from gateway.attempts import TERMINAL_N, seq_of
+from gateway.field_rules import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
+from gateway.ids import VideoIds
+from gateway.jobs import TERMINAL_STATUSES
+from gateway.validation import Catalog, resolve
+from reelkit.clock import Clock
+from reelkit.tracing import current_traceparent
+
+CHUNK_BYTES = 4_096
+EXPIRY_S = 24 * 3600
+
+
+def fake_model() -> model_pb2.ModelInfo:
+    """A model with a little of every rule."""
+    return model_pb2.ModelInfo(
+        name="fake-t2v",
+        version="1.0.0",
+        manifest_sha256="0" * 64,
+        pipeline_class="WanPipeline",
+        sizes=[
+            model_pb2.VideoSize(width_px=128, height_px=96),
+            model_pb2.VideoSize(width_px=96, height_px=128),
+        ],
+        size_aliases=[
+            model_pb2.SizeAlias(alias=alias, size=model_pb2.VideoSize(width_px=w, height_px=h))
+            for alias, w, h in (
+                ("480p", 128, 96),
+                ("1280x720", 128, 96),
+                ("720x1280", 96, 128),
+            )
+        ],
+        frames=model_pb2.FrameRule(min=5, max=97, step=4),
+        fps=8,
+        seconds=model_pb2.SecondsRule(min_s=0.5, max_s=12),
+        steps=model_pb2.IntRange(min=1, max=100),
+        guidance_scale=model_pb2.DoubleRange(min=0, max=20),
+        flow_shift=model_pb2.DoubleRange(min=0.1, max=20),
+        defaults=model_pb2.GenerationDefaults(
+            size=model_pb2.VideoSize(width_px=128, height_px=96),
+            num_frames=17,
+            steps=4,
+            guidance_scale=5,
+            flow_shift=3,
+        ),
+        max_prompt_chars=2000,
+    )
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One video, its events and who watches."""
+
+    tenant: str
+    video: video_pb2.Video
+    request: bytes
+    key: str
+    streamed: bool
+    keeps_on: bool
+    data: bytes
+    events: list[video_pb2.VideoEvent] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    watchers: int = 0
+    gone: bool = False
+
+    def tell(self, n: int, **event: object) -> None:
+        self.events.append(
+            video_pb2.VideoEvent(seq=seq_of(1, n), video_id=self.video.id, **event)  # type: ignore[arg-type] # one member of the oneof by name
+        )
+        self.wake()
+
+    def wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self.video.status in TERMINAL_STATUSES
+
+
+class FakeApplication:
+    """A :class:`gateway.application.VideoApplication` without a mesh behind it.
+
+    Args:
+        clock: Stamps the records.
+        region: The home region of every video.
+        hold: Videos wait for the test; otherwise each is complete before its create
+            call answers.
+        video_bytes: Size of each video.
+    """
+
+    def __init__(
+        self, *, clock: Clock, region: str = "ap", hold: bool = False, video_bytes: int = 10_000
+    ) -> None:
+        self.hold = hold
+        self.broken: Exception | None = None
+        """Raised by every call, where a test sets it."""
+        self.readiness: tuple[bool, str] = (True, "")
+        self.traceparents: list[str] = []
+        """The span around each create call, as a W3C traceparent."""
+        self._clock = clock
+        self._region = region
+        self._video_bytes = video_bytes
+        self._ids = VideoIds(region, clock=clock)
+        self._models = [fake_model()]
+        self._jobs: dict[str, _Job] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+
+    # --- what a test does ---
+
+    def progress(self, video_id: str, step: int) -> None:
+        """The node finished a step; the first one also starts the video."""
+        job = self._jobs[video_id]
+        total = job.video.spec.steps
+        if job.video.status == video_pb2.VIDEO_STATUS_QUEUED:
+            self._start(job)
+        job.video.progress_percent = 100 * step // total
+        event = video_pb2.ProgressEvent(step=step, total_steps=total, stage=video_pb2.STAGE_DENOISE)
+        job.tell(1 + step, progress=event)
+
+    def finish(self, video_id: str) -> None:
+        """The node drew the video to its end."""
+        job = self._jobs[video_id]
+        if job.video.status == video_pb2.VIDEO_STATUS_QUEUED:
+            self._start(job)
+        spec = job.video.spec
+        for offset in range(0, len(job.data), CHUNK_BYTES):
+            data = job.data[offset : offset + CHUNK_BYTES]
+            chunk = video_pb2.ChunkEvent(attempt=1, offset=offset, data=data)
+            job.tell(1_000 + offset, chunk=chunk)
+        completed = video_pb2.CompletedEvent(
+            sha256=hashlib.sha256(job.data).hexdigest(),
+            size_bytes=len(job.data),
+            num_frames=spec.num_frames,
+            fps=spec.fps,
+            width=spec.width,
+            height=spec.height,
+            seed=spec.seed,
+            model_version=spec.model_version,
+            model=spec.model,
+            attempt=1,
+        )
+        job.video.result.CopyFrom(completed)
+        job.video.progress_percent = 100
+        self._end(job, video_pb2.VIDEO_STATUS_COMPLETED, completed=completed)
+
+    def fail(self, video_id: str, *, code: str, message: str, retryable: bool = False) -> None:
+        """The video failed for good."""
+        failed = video_pb2.FailedEvent(code=code, message=message, retryable=retryable)
+        job = self._jobs[video_id]
+        job.video.error.CopyFrom(failed)
+        self._end(job, video_pb2.VIDEO_STATUS_FAILED, failed=failed)
+
+    def watchers(self, video_id: str) -> int:
+        """Open subscriptions of a video."""
+        return self._jobs[video_id].watchers
+
+    # --- the port ---
+
+    async def create(
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+    ) -> video_pb2.Video:
+        """See the port."""
+        self._check_broken()
+        self.traceparents.append(current_traceparent())
+        catalog = Catalog(tuple(self._models), self._models[0].name)
+        seed = random.getrandbits(32)
+        resolved = resolve(spec, catalog, drawn_seed=seed, violations=check_options(options))
+        request = spec.SerializeToString(deterministic=True)
+        known = self._keys.get((caller.tenant, options.idempotency_key))
+        if options.idempotency_key and known is not None:
+            if self._jobs[known].request != request:
+                raise errors.IdempotencyConflict("the key was used with another request")
+            return _copy(self._jobs[known].video)
+        ready, reason = self.readiness
+        if not ready:
+            raise errors.Unavailable(reason, retry_after_s=5.0)
+        job = self._admit(caller.tenant, resolved, options, streamed=streamed, request=request)
+        answer = _copy(job.video)
+        if not self.hold:
+            self.finish(job.video.id)
+        return answer
+
+    async def get(self, caller: Caller, video_id: str) -> video_pb2.Video:
+        """See the port."""
+        return _copy(self._job(caller, video_id).video)
+
+    async def watch(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncGenerator[video_pb2.VideoEvent, None]:
+        """See the port."""
+        job = self._job(caller, video_id)
+        job.watchers += 1
+        try:
+            if after_seq == 0:
+                queued = video_pb2.QueuedEvent(spec=job.video.spec, durable=job.video.durable)
+                yield video_pb2.VideoEvent(video_id=video_id, queued=queued)
+            told = 0
+            while True:
+                changed = job.changed
+                while told < len(job.events):
+                    event = job.events[told]
+                    told += 1
+                    if event.seq > after_seq:
+                        yield event
+                if job.gone and not job.ended:
+                    raise errors.VideoNotFound("the video was deleted")
+                if job.ended and told == len(job.events):
+                    return
+                await changed.wait()
+        finally:
+            job.watchers -= 1
+            if job.watchers == 0 and job.streamed and not job.keeps_on and not job.ended:
+                self._cancel(job, "disconnected")
+
+    async def list_page(
+        self, caller: Caller, *, page_size: int, page_token: str, oldest_first: bool = False
+    ) -> tuple[list[video_pb2.Video], str]:
+        """See the port."""
+        self._check_broken()
+        if page_size > MAX_PAGE_SIZE:
+            violation = errors.FieldViolation(
+                "page_size", f"must be 1 to {MAX_PAGE_SIZE}", (str(MAX_PAGE_SIZE),)
+            )
+            raise errors.InvalidRequest((violation,))
+        limit = page_size or DEFAULT_PAGE_SIZE
+        ids = sorted(
+            (job.video.id for job in self._jobs.values() if job.tenant == caller.tenant),
+            reverse=not oldest_first,
+        )
+        if page_token:
+            ids = [i for i in ids if (i > page_token) == oldest_first and i != page_token]
+        page = [_copy(self._jobs[i].video) for i in ids[:limit]]
+        return page, page[-1].id if len(ids) > limit else ""
+
+    async def cancel(self, caller: Caller, video_id: str) -> video_pb2.Video:
+        """See the port."""
+        job = self._job(caller, video_id)
+        if not job.ended:
+            self._cancel(job, "client")
+        return _copy(job.video)
+
+    async def delete(self, caller: Caller, video_id: str) -> None:
+        """See the port."""
+        job = self._job(caller, video_id)
+        if not job.ended:
+            self._cancel(job, "client")
+        del self._jobs[video_id]
+        self._keys.pop((job.tenant, job.key), None)
+        job.gone = True
+        job.wake()
+
+    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
+        """See the port."""
+        job = self._job(caller, video_id)
+        if job.video.status != video_pb2.VIDEO_STATUS_COMPLETED:
+            status = video_pb2.VideoStatus.Name(job.video.status).removeprefix("VIDEO_STATUS_")
+            raise errors.NotFinished(f"the video is {status.lower()}; it has no bytes to download")
+        if offset > len(job.data):
+            message = f"is past the end: the video has {len(job.data)} bytes"
+            violation = errors.FieldViolation("offset", message, (str(len(job.data)),))
+            raise errors.InvalidRequest((violation,))
+        return Download(len(job.data), job.video.result.sha256, _pieces(job.data, offset))
+
+    def models(self) -> tuple[list[model_pb2.ModelInfo], str]:
+        """See the port."""
+        return list(self._models), self._models[0].name
+
+    def regions(self) -> list[fleet_service_pb2.Region]:
+        """See the port."""
+        state = (
+            fleet_service_pb2.REGION_STATE_SERVING
+            if self.readiness[0]
+            else fleet_service_pb2.REGION_STATE_NOT_SERVING
+        )
+        return [
+            fleet_service_pb2.Region(name=self._region, state=state, ready_workers=1, local=True)
+        ]
+
+    def ready(self) -> tuple[bool, str]:
+        """See the port."""
+        return self.readiness
+
+    # --- inside ---
+
+    def _check_broken(self) -> None:
+        if self.broken is not None:
+            raise self.broken
+
+    def _job(self, caller: Caller, video_id: str) -> _Job:
+        self._check_broken()
+        job = self._jobs.get(video_id)
+        if job is None or job.tenant != caller.tenant:
+            raise errors.VideoNotFound("there is no such video")
+        return job
+
+    def _admit(
+        self,
+        tenant: str,
+        spec: video_pb2.ResolvedSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+        request: bytes,
+    ) -> _Job:
+        video = video_pb2.Video(
+            id=self._ids.draw(),
+            status=video_pb2.VIDEO_STATUS_QUEUED,
+            spec=spec,
+            region=self._region,
+        )
+        video.created_at.FromNanoseconds(int(self._clock.wall() * 1e9))
+        job = _Job(
+            tenant=tenant,
+            video=video,
+            request=request,
+            key=options.idempotency_key,
+            streamed=streamed,
+            keeps_on=options.durable,
+            data=random.Random(spec.seed).randbytes(self._video_bytes),  # noqa: S311 - repeatable
+        )
+        self._jobs[video.id] = job
+        if options.idempotency_key:
+            self._keys[tenant, options.idempotency_key] = video.id
+        return job
+
+    def _start(self, job: _Job) -> None:
+        job.video.status = video_pb2.VIDEO_STATUS_RUNNING
+        job.video.attempts = 1
+        started = video_pb2.StartedEvent(
+            region=self._region,
+            node=f"{self._region}-node-0",
+            attempt=1,
+            model_version=job.video.spec.model_version,
+        )
+        job.tell(1, started=started)
+
+    def _cancel(self, job: _Job, reason: str) -> None:
+        cancelled = video_pb2.CancelledEvent(reason=reason)
+        self._end(job, video_pb2.VIDEO_STATUS_CANCELLED, cancelled=cancelled)
+
+    def _end(self, job: _Job, status: video_pb2.VideoStatus.ValueType, **event: object) -> None:
+        now_s = self._clock.wall()
+        job.video.status = status
+        job.video.completed_at.FromNanoseconds(int(now_s * 1e9))
+        job.video.expires_at.FromNanoseconds(int((now_s + EXPIRY_S) * 1e9))
+        job.tell(TERMINAL_N, **event)
+
+
+async def _pieces(data: bytes, offset: int) -> AsyncIterator[bytes]:
+    for start in range(offset, len(data), CHUNK_BYTES):
+        yield data[start : start + CHUNK_BYTES]
+
+
+def _copy(video: video_pb2.Video) -> video_pb2.Video:
+    copy = video_pb2.Video()
+    copy.CopyFrom(video)
+    return copy

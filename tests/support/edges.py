@@ -1,0 +1,98 @@
+"""Both edges of a gateway on free ports, over the fake application."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+from grpc import aio
+from prometheus_client import CollectorRegistry
+
+from gateway.auth import TokenVerifier
+from gateway.auth_config import AuthConfig, IssuerConfig
+from gateway.edge_config import EdgeConfig
+from gateway.edge_metrics import EdgeMetrics
+from gateway.fake_application import FakeApplication
+from gateway.grpc_api import add_grpc_services, grpc_server_options
+from gateway.http_api import build_http_app, http_runner
+from reelkit.clock import SystemClock
+from reelkit.rpc import listen
+from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
+from tests.support.tokens import TokenIssuer
+
+
+@dataclass
+class Edges:
+    """What a test talks to."""
+
+    application: FakeApplication
+    issuer: TokenIssuer
+    registry: CollectorRegistry
+    http_url: str
+    grpc_address: str
+    http: aiohttp.ClientSession
+    channel: aio.Channel
+
+    @property
+    def videos(self):
+        return video_service_pb2_grpc.VideoServiceStub(self.channel)
+
+    @property
+    def fleet(self):
+        return fleet_service_pb2_grpc.FleetServiceStub(self.channel)
+
+    def bearer(self, **claims: object) -> dict[str, str]:
+        """HTTP headers with a good token."""
+        return {"Authorization": f"Bearer {self.issuer.issue(**claims)}"}
+
+    def metadata(self, **claims: object) -> tuple[tuple[str, str], ...]:
+        """gRPC metadata with a good token."""
+        return (("authorization", f"Bearer {self.issuer.issue(**claims)}"),)
+
+
+@contextlib.asynccontextmanager
+async def serve_edges(
+    tmp_path: Path, *, config: EdgeConfig | None = None, hold: bool = False
+) -> AsyncIterator[Edges]:
+    clock = SystemClock()
+    config = config or EdgeConfig()
+    issuer = TokenIssuer()
+    jwks = issuer.write_jwks(tmp_path / "jwks.json")
+    auth = AuthConfig(
+        issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, jwks_file=jwks),)
+    )
+    application = FakeApplication(clock=clock, hold=hold)
+    registry = CollectorRegistry()
+    common = {
+        "application": application,
+        "verifier": TokenVerifier(auth, clock=clock),
+        "metrics": EdgeMetrics(registry),
+        "config": config,
+        "clock": clock,
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        server = aio.server(options=grpc_server_options(config))
+        add_grpc_services(server, **common)
+        grpc_port = listen(server, "127.0.0.1:0")
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        runner = http_runner(build_http_app(**common), shutdown_timeout_s=0.1)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        http_port = runner.addresses[0][1]
+        http_url = f"http://127.0.0.1:{http_port}"
+        http = await stack.enter_async_context(aiohttp.ClientSession(http_url))
+        channel = await stack.enter_async_context(aio.insecure_channel(f"127.0.0.1:{grpc_port}"))
+        yield Edges(
+            application=application,
+            issuer=issuer,
+            registry=registry,
+            http_url=http_url,
+            grpc_address=f"127.0.0.1:{grpc_port}",
+            http=http,
+            channel=channel,
+        )
