@@ -13,9 +13,12 @@ from grpc_status import rpc_status
 from gateway import errors
 from gateway.error_table import ERROR_DOMAIN, row_for
 
-# A status travels in trailing metadata, of which clients take 8 KiB, base64 included.
-MAX_VIOLATIONS = 12
-MAX_TEXT_CHARS = 300
+# A status travels in trailing metadata, of which clients take 8 KiB: the message there
+# is percent-encoded (three times as long), the details are base64 (a third longer).
+MAX_MESSAGE_BYTES = 400
+MAX_FIELD_BYTES = 64
+MAX_DESCRIPTION_BYTES = 300
+MAX_VIOLATIONS_BYTES = 3_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ def rich_status(error: errors.GatewayError) -> RichStatus:
         retryable = error.job_retryable
     info.metadata["retryable"] = "true" if retryable else "false"
     status = status_pb2.Status(
-        code=row_for(error).grpc_status.value[0], message=_short(error.message)
+        code=row_for(error).grpc_status.value[0], message=_short(error.message, MAX_MESSAGE_BYTES)
     )
     status.details.append(_any(info))
     if isinstance(error, errors.InvalidRequest):
@@ -66,25 +69,29 @@ def _packed(status: status_pb2.Status) -> RichStatus:
 
 
 def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
-    return error_details_pb2.BadRequest(
-        field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(
-                field=_short(violation.field), description=_described(violation)
-            )
-            for violation in error.violations[:MAX_VIOLATIONS]
-        ]
-    )
+    bad_request = error_details_pb2.BadRequest()
+    for violation in error.violations:
+        bad_request.field_violations.add(
+            field=_short(violation.field, MAX_FIELD_BYTES), description=_described(violation)
+        )
+        if bad_request.ByteSize() > MAX_VIOLATIONS_BYTES:
+            del bad_request.field_violations[-1]
+            break
+    return bad_request
 
 
 def _described(violation: errors.FieldViolation) -> str:
-    text = _short(violation.message)
-    if violation.nearest:
-        text += _short(f" (nearest valid: {', '.join(violation.nearest)})")
-    return text
+    nearest = f" (nearest valid: {', '.join(violation.nearest)})" if violation.nearest else ""
+    nearest = _short(nearest, MAX_DESCRIPTION_BYTES // 2)
+    room = MAX_DESCRIPTION_BYTES - len(nearest.encode())
+    return _short(violation.message, room) + nearest
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 3] + "..."
+def _short(text: str, max_bytes: int) -> str:
+    data = text.encode()
+    if len(data) <= max_bytes:
+        return text
+    return data[: max_bytes - 3].decode(errors="ignore") + "..."
 
 
 def _any(message: error_details_pb2.ErrorInfo) -> AnyMessage:
