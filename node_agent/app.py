@@ -17,6 +17,7 @@ from reelmesh.v1 import node_pb2, node_service_pb2
 from reelmesh.v1.model_pb2 import ModelInfo
 from reelmesh.v1.node_pb2 import WorkerStatus
 
+from node_agent.attach import Attachment, Identity
 from node_agent.config import NodeConfig
 from node_agent.errors import WeightsError
 from node_agent.executions import ExecutionTable
@@ -35,6 +36,7 @@ from reelkit.tasks import TaskScope
 
 _log = structlog.get_logger("node_agent.app")
 
+_HELLO_PATIENCE_S = 1.0
 _EXPIRE_TICK_S = 0.2
 _REFETCH_FIRST_S = 1.0
 _REFETCH_MAX_S = 60.0
@@ -52,16 +54,17 @@ class NodeApp:
         clock: Clock,
         table: ExecutionTable,
         supervisor: Supervisor,
-        server: aio.Server,
         health: health_aio.HealthServicer,
         scope: TaskScope,
         incarnation: str,
+        address: str,
     ) -> None:
         self.config = config
-        self.address = ""
+        self.address = address
         self.table = table
         self.supervisor = supervisor
         self.folder: ModelFolder | None = None
+        self._has_folder = asyncio.Event()
         self.board = StatusBoard(
             node_id=config.node_id,
             incarnation=incarnation,
@@ -70,8 +73,19 @@ class NodeApp:
             models=self._models,
             clock=clock,
         )
+        self.attachment = Attachment(
+            identity=Identity(
+                node_id=config.node_id,
+                region=config.region,
+                address=address,
+                incarnation=incarnation,
+            ),
+            control_planes=config.control_planes,
+            board=self.board,
+            models=self._models,
+            clock=clock,
+        )
         self._clock = clock
-        self._server = server
         self._health = health
         self._scope = scope
 
@@ -105,15 +119,30 @@ class NodeApp:
         delay_s = _REFETCH_FIRST_S
         while self.folder is None:
             try:
-                self.folder = await prepare_weights(self.config.model)
+                self.folder = await prepare_weights(
+                    self.config.model, on_progress=self._on_fetch_progress
+                )
             except WeightsError as error:
                 _log.error("weights unavailable", error=str(error), retry_in_s=delay_s)
-                self.board.wish(fault=f"weights: {error}")
+                self.board.wish(fault=f"weights: {error}", doing="")
                 await self._clock.sleep(delay_s)
                 delay_s = min(2 * delay_s, _REFETCH_MAX_S)
-        self.board.wish(fault="")
+        self._has_folder.set()
+        self.board.wish(fault="", doing="")
+        self.attachment.renew_hello()
         order = LoadOrder(model_dir=self.folder.path, threads=self.config.workers.threads)
         await self.supervisor.serve(order)
+
+    def _on_fetch_progress(self, done_bytes: int, total_bytes: int) -> None:
+        doing = f"fetching weights: {done_bytes / 1e9:.2f} of {total_bytes / 1e9:.2f} GB"
+        self.board.wish(doing=doing, fault="")
+
+    async def attach(self) -> None:
+        """Keeps the node attached; a model that is at hand goes into the first hello."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HELLO_PATIENCE_S):
+                await self._has_folder.wait()
+        await self.attachment.run()
 
     async def expire(self) -> None:
         """Lets time act on the runs."""
@@ -185,16 +214,17 @@ async def build_app(
         )
         server = aio.server(options=server_options())
         health = health_aio.HealthServicer()
+        port = listen(server, config.listen)
         scope = await stack.enter_async_context(TaskScope(config.node_id))
         app = NodeApp(
             config=config,
             clock=clock,
             table=table,
             supervisor=supervisor,
-            server=server,
             health=health,
             scope=scope,
             incarnation=incarnation,
+            address=config.advertised(port),
         )
         table.on_change = app.board.touch
         workers = config.workers
@@ -230,8 +260,6 @@ async def build_app(
                 reflection.SERVICE_NAME,
             )
             reflection.enable_server_reflection(names, server)
-        port = listen(server, config.listen)
-        app.address = config.advertised(port)
         await server.start()
         stack.push_async_callback(server.stop, _SERVER_STOP_S)
         stack.push_async_callback(supervisor.shut_down, timeout_s=_WORKER_LEAVE_S)
@@ -239,6 +267,8 @@ async def build_app(
         scope.spawn(app.tell_health(), name="health")
         scope.spawn(app.expire(), name="expire")
         scope.spawn(app.supply_model(), name="model")
+        scope.spawn(app.attach(), name="attach")
+        stack.push_async_callback(app.attachment.goodbye)
         if config.ready_file is not None:
             host = config.listen.rpartition(":")[0]
             write_json_atomic(config.ready_file, {"grpc": f"{host}:{port}", "pid": os.getpid()})

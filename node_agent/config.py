@@ -67,8 +67,12 @@ class ModelSettings(Settings):
     )
     store_options: dict[str, str] = Field(
         default_factory=dict,
-        description="Options of the object store (obstore's names: endpoint, region, "
-        "allow_http, ...); credentials belong into the store's own environment or profile.",
+        description="Options of the object store by obstore's names (endpoint, region, ...). "
+        "Credentials come from the store's own variables, such as AWS_ACCESS_KEY_ID.",
+    )
+    client_options: dict[str, str] = Field(
+        default_factory=dict,
+        description="Options of its HTTP client by obstore's names (allow_http, proxy_url, ...).",
     )
 
 

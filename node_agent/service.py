@@ -186,8 +186,9 @@ class NodeService:
         try:
             manifest.check_spec(spec)
         except SpecRefusedError as error:
-            field, _, rule = str(error).partition(": ")
-            raise InvalidRunError(f"spec.{field}", rule) from None
+            fields, _, rule = str(error).partition(": ")
+            # "width, height": the first one stands for the pair.
+            raise InvalidRunError(f"spec.{fields.partition(',')[0]}", rule) from None
 
     def _busy(self, busy: NotAdmittedError) -> bytes:
         remaining_s = busy.remaining_work_s

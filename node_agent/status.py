@@ -20,6 +20,7 @@ from reelkit.clock import Clock
 _COALESCE_S = 0.005
 # Progress alone is told this often: placement reads seconds, not steps.
 _PROGRESS_S = 0.25
+_MAX_REASON_CHARS = 500
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Wishes:
     stopping: bool = False
     fault: str = ""
     """Why there are no workers yet although there should be, such as a failed fetch."""
+    doing: str = ""
+    """What it does before there are workers, such as how far a fetch is."""
 
 
 _WORKER_TO_NODE = (
@@ -106,6 +109,7 @@ class StatusBoard:
         draining: bool | None = None,
         stopping: bool | None = None,
         fault: str | None = None,
+        doing: str | None = None,
     ) -> None:
         """Changes what is wanted; a node that is being emptied admits nothing."""
         now = self.wishes
@@ -114,6 +118,7 @@ class StatusBoard:
             draining=now.draining if draining is None else draining,
             stopping=now.stopping if stopping is None else stopping,
             fault=now.fault if fault is None else fault,
+            doing=now.doing if doing is None else doing,
         )
         wishes = self.wishes
         self._table.admitting = not (wishes.cordoned or wishes.draining or wishes.stopping)
@@ -182,6 +187,7 @@ class StatusBoard:
             return "drained by an operator"
         if wishes.cordoned:
             return "cordoned by an operator"
-        if wishes.fault:
-            return wishes.fault
-        return "; ".join(f"{status.id}: {detail}" for status, detail in workers if detail)
+        if wishes.fault or wishes.doing:
+            return (wishes.fault or wishes.doing)[:_MAX_REASON_CHARS]
+        reasons = (f"{status.id}: {detail}" for status, detail in workers if detail)
+        return "; ".join(reasons)[:_MAX_REASON_CHARS]

@@ -1,22 +1,93 @@
-"""Where a model's files come from: a folder, the Hugging Face Hub, or an object store."""
+"""The agent's side of getting a model: a folder as it is, anything else by a child process."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import structlog
 
 from node_agent.config import ModelSettings
 from node_agent.errors import WeightsError
 from node_agent.model_folder import ModelFolder, ModelFolderError, open_model_folder
 
+_log = structlog.get_logger("node_agent.weights")
 
-async def prepare_weights(settings: ModelSettings) -> ModelFolder:
+# A line of the child's output is far below this.
+_LINE_BYTES = 64 * 1024
+
+
+async def prepare_weights(
+    settings: ModelSettings, *, on_progress: Callable[[int, int], None]
+) -> ModelFolder:
     """A local folder with a manifest, fetched first where the source is elsewhere.
+
+    Args:
+        settings: Where the model is.
+        on_progress: Called with (bytes done, bytes in all) while it is fetched.
 
     Raises:
         WeightsError: Names the source and what is wrong.
+
+    Cancelling kills the fetch; what it has got is used by the next one.
     """
+    path = settings.source
+    if "://" in path or settings.manifest is not None:
+        path = await _fetch(settings, on_progress)
     try:
-        return await asyncio.to_thread(open_model_folder, Path(settings.source))
+        return await asyncio.to_thread(open_model_folder, Path(path))
     except ModelFolderError as error:
         raise WeightsError(str(error)) from None
+
+
+async def _fetch(settings: ModelSettings, on_progress: Callable[[int, int], None]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "node_agent.fetch",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=_LINE_BYTES,
+    )
+    assert process.stdin is not None  # noqa: S101 - asked for above
+    assert process.stdout is not None  # noqa: S101 - likewise
+    request = settings.model_dump(
+        mode="json",
+        include={"source", "manifest", "cache_dir", "store_options", "client_options"},
+    )
+    try:
+        async with asyncio.timeout(settings.fetch_timeout_s):
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            await process.stdin.drain()
+            return await _result(process.stdout, on_progress)
+    except TimeoutError:
+        raise WeightsError(
+            f"{settings.source}: was not fetched within {settings.fetch_timeout_s:g} s"
+        ) from None
+    except ConnectionError:
+        raise WeightsError(f"{settings.source}: the fetching process died") from None
+    finally:
+        process.stdin.close()
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _result(lines: asyncio.StreamReader, on_progress: Callable[[int, int], None]) -> str:
+    async for line in lines:
+        told = json.loads(line)
+        if "error" in told:
+            raise WeightsError(str(told["error"]))
+        if "folder" in told:
+            if not told["verified"]:
+                _log.warning(
+                    "weights unverified: the manifest lists no files, so their digests "
+                    "were taken from what was found",
+                    folder=told["folder"],
+                )
+            return str(told["folder"])
+        on_progress(int(told["done_bytes"]), int(told["total_bytes"]))
+    raise WeightsError("the fetching process died; its error is in the log")
