@@ -83,7 +83,9 @@ def to_group(frames: torch.Tensor) -> FrameGroup:
     """Starts the conversion to 8 bits and the copy to the host; does not wait for either."""
     # NaN passes through aminmax and clamp; infinity does not pass the clamp.
     extremes = torch.stack(torch.aminmax(frames))
-    levels = frames[0].clamp(-1.0, 1.0).mul_(127.5).add_(127.5).round_().to(torch.uint8)
+    # In diffusers' own order (VideoProcessor), so that the levels are the stock pipeline's.
+    unit = frames[0].clamp(-1.0, 1.0).mul_(0.5).add_(0.5).clamp_(0.0, 1.0)
+    levels = unit.mul_(255.0).round_().to(torch.uint8)
     rgb = levels.permute(1, 2, 3, 0).contiguous()
     if rgb.device.type != "cuda":
         return FrameGroup(rgb, extremes, _nothing)

@@ -40,10 +40,16 @@ _IO_BUFFER_BYTES = 512 * 1024
 
 _KEYFRAME_INTERVAL_S = 2
 
+# Rates are written with two or three digits.
+_NTSC_TOLERANCE = 0.001
+
 
 def exact_rate(fps: float) -> Fraction:
-    """The rate as a ratio: 23.976 is 24000/1001."""
-    return Fraction(fps).limit_denominator(1001)
+    """The rate as a ratio; 23.976, 29.97 and 59.94 mean 24000/1001 and so on."""
+    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
+    if abs(float(ntsc) - fps) < _NTSC_TOLERANCE:
+        return ntsc
+    return Fraction(fps).limit_denominator(1000)
 
 
 class ChunkSink:

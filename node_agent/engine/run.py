@@ -58,7 +58,8 @@ class Run:
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant, so that whoever receives an event may cancel on the spot.
+        self._lock = threading.RLock()
         self._last_n = 0
         self._begun = False
         self._ended = False
