@@ -283,6 +283,13 @@ def test_a_request_that_the_model_cannot_run_is_refused(studio):
     assert "nearest is 9" in failed.message
 
 
+def test_a_run_belongs_to_the_trace_of_its_caller(studio):
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    run = Run("a", 1, resolved(), f"00-{trace_id}-b7ad6b7169203331-01", studio.events.send)
+
+    assert f"{run.span.get_span_context().trace_id:032x}" == trace_id
+
+
 def test_an_encoder_that_fails_fails_its_run_alone(model):
     def make(run: Run, sink: ChunkSink) -> Mp4Encoder:
         if run.run_id == "bad":
