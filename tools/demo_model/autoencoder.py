@@ -91,9 +91,7 @@ def _upsample(layer: Any, x: Tensor) -> Tensor:
         first, later = x[:, :, :1], x[:, :, 1:]
         batch, channels, frames, height, width = later.shape
         later = _conv(layer.time_conv, later).view(batch, 2, channels, frames, height, width)
-        later = later.permute(0, 2, 3, 1, 4, 5).reshape(
-            batch, channels, frames * 2, height, width
-        )
+        later = later.permute(0, 2, 3, 1, 4, 5).reshape(batch, channels, frames * 2, height, width)
         x = torch.cat([first, later], dim=2)
     return _frames(layer.resample, x)
 

@@ -1,6 +1,7 @@
 """A training run's folder: its checkpoint (written whole or not at all), figures and plot."""
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,11 @@ class Run:
         self._saved_s = time.monotonic()
         self._figures: dict[str, list[tuple[int, float]]] = {}
         self._sums: dict[str, tuple[float, int]] = {}
+        self._told_to_stop = False
+        signal.signal(signal.SIGTERM, self._on_stop)
+
+    def _on_stop(self, *_: object) -> None:
+        self._told_to_stop = True
 
     @property
     def checkpoint(self) -> Path:
@@ -45,6 +51,12 @@ class Run:
         self._figures = {key: [tuple(p) for p in value] for key, value in state["figures"].items()}
         return int(state["step"])
 
+    def steps_done(self) -> int:
+        """Return the step of the checkpoint, 0 without one."""
+        if not self.checkpoint.exists():
+            return 0
+        return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True)["step"])
+
     def record(self, step: int, **values: float) -> None:
         """Note figures of a step; the loss is kept as means of 20 steps."""
         for name, value in values.items():
@@ -54,14 +66,15 @@ class Run:
                 self._sums[name] = (0.0, 0) if count == 20 else (total, count)
                 if count < 20:
                     continue
-                value = total / count  # noqa: PLW2901 - the mean stands for its 20 steps
+                value = total / count
             self._figures.setdefault(name, []).append((step, value))
             if name != "loss":
                 print(f"{self.folder.name} step {step}: {name} {value:.3f}", flush=True)
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is time for a checkpoint."""
-        return step % 10 == 0 and time.monotonic() - self._saved_s > _SAVE_EVERY_S
+        late = step % 10 == 0 and time.monotonic() - self._saved_s > _SAVE_EVERY_S
+        return late or self._told_to_stop
 
     def save(self, step: int, model: nn.Module, average: nn.Module, optimizer: Any) -> None:
         """Write checkpoint, figures and plot, each by renaming a finished file into place."""
@@ -78,6 +91,9 @@ class Run:
         (self.folder / "figures.json").write_text(json.dumps(self._figures))
         draw_curves(self._figures, self.folder / "curves.png")
         self._saved_s = time.monotonic()
+        if self._told_to_stop:
+            print(f"{self.folder.name} stopped at step {step}", flush=True)
+            raise SystemExit(0)
 
     def progress(self, name: str, done: int, total: int) -> Any:
         """Return a progress bar; into a file it writes a line a minute."""

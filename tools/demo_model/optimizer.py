@@ -7,7 +7,6 @@ Adam's size (Moonlight, arXiv 2502.16982), so that one learning rate serves both
 """
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,29 +29,22 @@ class MuonWithAdam(torch.optim.Optimizer):
     """Steps matrices by Muon and everything else by Adam, at one learning rate.
 
     Args:
-        named_parameters: the model's parameters; names decide who is a matrix.
+        model: its linear and convolution weights are stepped by Muon.
         lr: learning rate in Adam's units.
-        weight_decay: decoupled decay, on matrices only.
+        weight_decay: decoupled decay, on Muon's weights only.
     """
 
-    def __init__(
-        self,
-        named_parameters: Iterable[tuple[str, nn.Parameter]],
-        *,
-        lr: float,
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> None:
+        kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+        weights = {id(m.weight) for m in model.modules() if isinstance(m, kinds)}
         matrices, others = [], []
-        for name, parameter in named_parameters:
-            plain = parameter.ndim < 2 or name.endswith(("gamma", "scale_shift_table"))
-            (others if plain or "embed_tokens" in name or "shared" in name else matrices).append(
-                parameter
-            )
+        for parameter in model.parameters():
+            (matrices if id(parameter) in weights else others).append(parameter)
         groups: list[dict[str, Any]] = [
             {"params": matrices, "muon": True, "weight_decay": weight_decay},
             {"params": others, "muon": False, "weight_decay": 0.0},
         ]
-        super().__init__([group for group in groups if group["params"]], {"lr": lr})
+        super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # no loss is returned

@@ -37,7 +37,7 @@ class Stage:
     steps: int
 
 
-STAGES: Final = (Stage(1, 32, 200), Stage(5, 8, 3000), Stage(17, 4, 1200))
+STAGES: Final = (Stage(1, 32, 200), Stage(5, 8, 1800), Stage(17, 4, 800))
 TOTAL_STEPS: Final = sum(stage.steps for stage in STAGES)
 
 
@@ -122,7 +122,7 @@ def train(run: Run, *, device: str, total: int = TOTAL_STEPS, rate: float = LEAR
     vae = build_autoencoder().to(device)
     _channels_last(vae)
     average = AveragedWeights(vae, decay=0.998)
-    optimizer = MuonWithAdam(vae.named_parameters(), lr=rate)
+    optimizer = MuonWithAdam(vae, lr=rate)
     step = run.resume(vae, average.model, optimizer)
     scenes = training_scenes()
     with run.progress("autoencoder", step, total) as bar:
@@ -137,11 +137,11 @@ def train(run: Run, *, device: str, total: int = TOTAL_STEPS, rate: float = LEAR
             optimizer.step()
             step += 1
             average.update(vae, step)
-            run.record(step, loss=float(loss))
+            run.record(step, loss=float(loss.detach()))
             bar.update()
             if step % 200 == 0 or step == total:
                 mean, worst = held_out_psnr(average.model, 24)
                 run.record(step, psnr_mean_db=mean, psnr_worst_db=worst)
-                bar.set_postfix(loss=f"{float(loss):.4f}", psnr=f"{mean:.2f}/{worst:.2f}")
+                bar.set_postfix(loss=f"{float(loss.detach()):.4f}", psnr=f"{mean:.2f}/{worst:.2f}")
             if run.is_due(step) or step == total:
                 run.save(step, vae, average.model, optimizer)

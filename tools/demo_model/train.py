@@ -1,0 +1,145 @@
+"""Trains the demo model: ``python -m tools.demo_model.train all --state DIR``.
+
+Phases, each resumable by the same command: ``vae``, ``latents``, ``transformer``, ``export`` and
+``eval``; ``all`` runs them in this order. Works on a CPU, or on a GPU if torch finds one. The
+process group's id is written to ``DIR/pgid``, so that the run can be paused (SIGSTOP) and go on.
+"""
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from tools.demo_model import train_autoencoder, train_denoiser
+from tools.demo_model.autoencoder import build_autoencoder
+from tools.demo_model.checkpoint import Run
+from tools.demo_model.denoiser import Denoiser
+from tools.demo_model.evaluate import (
+    Score,
+    contact_sheet,
+    draw,
+    held_out_prompts,
+    score_autoencoder,
+    score_model,
+)
+from tools.demo_model.latents import encode_world, load_latents
+from tools.demo_model.pipeline import build_pipeline, load_pipeline, save_pipeline
+from tools.demo_model.tokenizer import build_tokenizer
+
+_EXTRA_STEPS: Final = 600  # what a missed autoencoder gate earns, a few times
+_EXTRA_TRIES: Final = 3
+
+
+class Training:
+    """The phases over one state folder.
+
+    Args:
+        options: the parsed command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._state: Path = options.state
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._state.mkdir(parents=True, exist_ok=True)
+        (self._state / "pgid").write_text(f"{os.getpgrp()}\n")
+
+    def _report(self, name: str, score: Score) -> None:
+        print(score.table(name), *score.failures, *score.mistakes[:20], sep="\n", flush=True)
+        record = {"figures": score.figures, "failures": score.failures, "mistakes": score.mistakes}
+        (self._state / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
+
+    def _vae(self) -> Any:
+        state = torch.load(
+            self._state / "autoencoder" / "checkpoint.pt", map_location="cpu", weights_only=True
+        )
+        vae = build_autoencoder()
+        vae.load_state_dict(state["average"])
+        return vae.to(self._device).eval().requires_grad_(requires_grad=False)
+
+    def vae(self) -> None:
+        """Train the autoencoder; go on past its budget while its gates are missed."""
+        total = self._options.vae_steps
+        for attempt in range(_EXTRA_TRIES + 1):
+            run = Run(self._state / "autoencoder")
+            train_autoencoder.train(run, device=self._device, total=total)
+            score = score_autoencoder(self._vae())
+            self._report("autoencoder-gates", score)
+            if not score.failures:
+                return
+            if attempt < _EXTRA_TRIES:
+                total = max(total, run.steps_done()) + _EXTRA_STEPS
+        print("the autoencoder misses its gates; going on with it all the same", flush=True)
+
+    def latents(self) -> None:
+        """Encode the world once."""
+        path = self._state / "latents.pt"
+        if not path.exists():
+            encode_world(self._vae(), path, device=self._device)
+
+    def transformer(self) -> None:
+        """Train transformer and text encoder."""
+        run = Run(self._state / "transformer")
+        data = load_latents(self._state / "latents.pt")
+        train_denoiser.train(
+            run, self._vae(), data, device=self._device, total=self._options.transformer_steps
+        )
+
+    def export(self) -> None:
+        """Write the model folder."""
+        data = load_latents(self._state / "latents.pt")
+        denoiser = Denoiser(len(build_tokenizer()))
+        path = self._state / "transformer" / "checkpoint.pt"
+        denoiser.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
+        pipeline = build_pipeline(self._vae().cpu(), denoiser, mean=data.mean, std=data.std)
+        size = save_pipeline(pipeline, self._options.out)
+        print(f"wrote {self._options.out}: {size} bytes of weights", flush=True)
+
+    def eval(self) -> None:
+        """Measure the exported model over held-out prompts, and draw a contact sheet."""
+        pipeline = load_pipeline(self._options.out)
+        self._report("model-gates", score_model(pipeline, count=self._options.eval_count))
+        asked = held_out_prompts(10)
+        clips = draw(pipeline, [ask[1] for ask in asked], [ask[2] for ask in asked])
+        contact_sheet(clips, columns=8).save(self._state / "contact-sheet.png")
+
+    def run(self, phase: str) -> None:
+        """Run one phase, or all of them in order."""
+        phases: dict[str, Callable[[], None]] = {
+            "vae": self.vae,
+            "latents": self.latents,
+            "transformer": self.transformer,
+            "export": self.export,
+            "eval": self.eval,
+        }
+        for name, step in phases.items():
+            if phase in (name, "all"):
+                print(f"phase {name}", flush=True)
+                step()
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("phase", choices=["vae", "latents", "transformer", "export", "eval", "all"])
+    parser.add_argument("--state", type=Path, required=True, help="folder of checkpoints and plots")
+    parser.add_argument("--out", type=Path, help="model folder to write (default: STATE/model)")
+    parser.add_argument("--vae-steps", type=int, default=train_autoencoder.TOTAL_STEPS)
+    parser.add_argument("--transformer-steps", type=int, default=train_denoiser.TOTAL_STEPS)
+    parser.add_argument("--eval-count", type=int, default=200, help="held-out prompts to draw")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's choice)")
+    options = parser.parse_args()
+    options.out = options.out or options.state / "model"
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    Training(options).run(options.phase)
+
+
+if __name__ == "__main__":
+    main()
