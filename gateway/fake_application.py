@@ -19,7 +19,7 @@ from gateway import errors
 from gateway.application import Caller, Download
 from gateway.attempts import TERMINAL_N, seq_of
 from gateway.field_rules import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
-from gateway.ids import VideoIds
+from gateway.ids import VideoIds, region_of
 from gateway.jobs import TERMINAL_STATUSES
 from gateway.validation import Catalog, resolve
 from reelkit.clock import Clock
@@ -79,15 +79,12 @@ class _Job:
     events: list[video_pb2.VideoEvent] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: int = 0
-    gone: bool = False
 
     def tell(self, n: int, **event: object) -> None:
-        self.events.append(
-            video_pb2.VideoEvent(seq=seq_of(1, n), video_id=self.video.id, **event)  # type: ignore[arg-type] # one member of the oneof by name
-        )
-        self.wake()
-
-    def wake(self) -> None:
+        seq = seq_of(1, n)
+        # The keyword is one of the oneof's names; mypy cannot follow that.
+        event_ = video_pb2.VideoEvent(seq=seq, video_id=self.video.id, **event)  # type: ignore[arg-type]
+        self.events.append(event_)
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -215,19 +212,17 @@ class FakeApplication:
         job = self._job(caller, video_id)
         job.watchers += 1
         try:
-            if after_seq == 0:
-                queued = video_pb2.QueuedEvent(spec=job.video.spec, durable=job.video.durable)
-                yield video_pb2.VideoEvent(video_id=video_id, queued=queued)
+            queued = video_pb2.QueuedEvent(spec=job.video.spec, durable=job.video.durable)
+            yield video_pb2.VideoEvent(video_id=video_id, queued=queued)
             told = 0
             while True:
                 changed = job.changed
                 while told < len(job.events):
                     event = job.events[told]
                     told += 1
-                    if event.seq > after_seq:
+                    # The terminal event ends every stream, however late it is resumed.
+                    if event.seq > after_seq or (job.ended and told == len(job.events)):
                         yield event
-                if job.gone and not job.ended:
-                    raise errors.VideoNotFound("the video was deleted")
                 if job.ended and told == len(job.events):
                     return
                 await changed.wait()
@@ -245,6 +240,9 @@ class FakeApplication:
             violation = errors.FieldViolation(
                 "page_size", f"must be 1 to {MAX_PAGE_SIZE}", (str(MAX_PAGE_SIZE),)
             )
+            raise errors.InvalidRequest((violation,))
+        if page_token and region_of(page_token) is None:
+            violation = errors.FieldViolation("page_token", "must be the id of a video")
             raise errors.InvalidRequest((violation,))
         limit = page_size or DEFAULT_PAGE_SIZE
         ids = sorted(
@@ -270,8 +268,6 @@ class FakeApplication:
             self._cancel(job, "client")
         del self._jobs[video_id]
         self._keys.pop((job.tenant, job.key), None)
-        job.gone = True
-        job.wake()
 
     async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
         """See the port."""

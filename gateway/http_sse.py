@@ -10,6 +10,7 @@ from reelmesh.v1 import video_pb2
 
 from gateway import errors
 from gateway.application import Caller, VideoApplication
+from gateway.attempts import TERMINAL_N, split_seq
 from gateway.edge_config import EdgeConfig
 from gateway.http_json import dumps, to_json
 from gateway.http_problem import problem_body, problem_of
@@ -19,13 +20,6 @@ from reelkit.tasks import TaskScope
 
 _SEQ = re.compile(r"[0-9]{1,20}")
 _MAX_SEQ = 2**64 - 1
-_ENDED = frozenset(
-    {
-        video_pb2.VIDEO_STATUS_COMPLETED,
-        video_pb2.VIDEO_STATUS_FAILED,
-        video_pb2.VIDEO_STATUS_CANCELLED,
-    }
-)
 _RECONNECT_MS = 2_000
 
 
@@ -41,8 +35,8 @@ async def stream_events(
     """Answers with the events after ``Last-Event-ID`` (or ``?after_seq=``) to the end.
 
     Each event's id is its seq and its data a JSON object with ``type``; chunks come only
-    with ``?chunks=1``, as base64. Silence is filled with comments. Where nothing is left
-    to tell the answer is 204, which also stops a browser's EventSource from coming again.
+    with ``?chunks=1``, as base64. Silence is filled with comments. After the terminal event
+    the answer is 204, which stops a browser's EventSource from coming again.
 
     Raises:
         VideoNotFound: There is no such video of this tenant.
@@ -50,15 +44,13 @@ async def stream_events(
     """
     after_seq = _after_seq(request)
     with_chunks = _flag(request, "chunks")
-    record = await application.get(caller, video_id)
+    # Asked here since the first step of a watch may take as long as a step of the model.
+    await application.get(caller, video_id)
+    if split_seq(after_seq)[1] == TERMINAL_N:
+        return web.Response(status=204)
     async with closing(application.watch(caller, video_id, after_seq=after_seq)) as events:
-        first: video_pb2.VideoEvent | None = None
-        if record.status in _ENDED:
-            first = await anext(events, None)
-            if first is None:
-                return web.Response(status=204)
         stream = _EventStream(request, config=config, clock=clock, with_chunks=with_chunks)
-        await stream.run(first, events)
+        await stream.run(events)
         return stream.response
 
 
@@ -82,18 +74,12 @@ class _EventStream:
         self._with_chunks = with_chunks
         self._written_s = clock.monotonic()
 
-    async def run(
-        self,
-        first: video_pb2.VideoEvent | None,
-        events: AsyncIterator[video_pb2.VideoEvent],
-    ) -> None:
+    async def run(self, events: AsyncIterator[video_pb2.VideoEvent]) -> None:
         await self.response.prepare(self._request)
         await self._write(f"retry: {_RECONNECT_MS}\n\n".encode())
         async with TaskScope("sse") as scope:
             scope.spawn(self._keep_alive(), name="keepalive")
             try:
-                if first is not None:
-                    await self._write_event(first)
                 async for event in events:
                     await self._write_event(event)
             except errors.GatewayError as error:
