@@ -126,7 +126,8 @@ def test_a_cancel_takes_effect_within_a_step_and_leaves_no_trace(studio):
 
 def test_a_cancel_leaves_no_step_cache_behind(studio, model):
     transformer = model.sampler._pipe.transformer
-    transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    # So loose that every step but a run's first takes what the cache holds.
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
     try:
         fresh = studio.draw("fresh", steps=6).completed.sha256
         run = studio.run("cancelled", steps=6, seed=99, prompt="something else")
