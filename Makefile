@@ -65,9 +65,9 @@ lock: $(VENV)/.test
 	$(BIN)/python tools/lock.py
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/gateway.py
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.memory
 
 clean:
 	rm -rf $(VENV) .models mesh-state out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
