@@ -106,8 +106,8 @@ class Attachment:
         self._leaving = True
         if self._call is None:
             return
-        # Wakes the reporter, which says it.
-        self._board.touch()
+        # Wakes the reporter, which says it: only a draining node is taken out at once.
+        self._board.wish(stopping=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._gone.wait()

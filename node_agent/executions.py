@@ -108,7 +108,7 @@ class ExecutionTable:
         self._refuse_stale(request.job_id, claim)
         current = self._jobs.get(request.job_id)
         if current is not None and self._attaches(current, claim):
-            self._take_over(current, claim)
+            self._take_over(current, claim, now_s=now_s)
             execution = current
         else:
             execution = self._admit(request, claim, now_s=now_s, traceparent=traceparent)
@@ -307,11 +307,14 @@ class ExecutionTable:
             return False
         return not current.closing and current.outcome in ("", "completed")
 
-    def _take_over(self, current: Execution, claim: Claim) -> None:
+    @staticmethod
+    def _take_over(current: Execution, claim: Claim, *, now_s: float) -> None:
         if claim == current.claim:
             return
         current.epoch, current.try_number = claim
         current.owners = 0
+        # Until the new owner's stream attaches.
+        current.orphaned_s = now_s
         # Streams of the former owner look at the claim when they wake.
         current.log.wake()
 

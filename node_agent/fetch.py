@@ -2,8 +2,9 @@
 
 ``python -m node_agent.fetch`` reads its settings as JSON from the first line of stdin
 and writes JSON lines to stdout: ``{"done_bytes": ..., "total_bytes": ...}`` as it goes,
-then ``{"folder": ..., "verified": ...}`` or ``{"error": ...}``. It ends when stdin does: the agent can
-kill it at any time, the agent's own memory stays small, and nothing outlives it.
+then ``{"folder": ..., "verified": ...}`` or ``{"error": ...}``. It ends when stdin
+does: the agent can kill it at any time, the agent's own memory stays small, and
+nothing outlives it.
 """
 
 from __future__ import annotations

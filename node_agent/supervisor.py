@@ -120,6 +120,7 @@ class Worker:
         self._handle: WorkerHandle | None = None
         self._kill_reason = ""
         self._fatal = ""
+        self._leaving = False
 
     @property
     def serving(self) -> bool:
@@ -154,11 +155,16 @@ class Worker:
             self._handle.kill()
 
     async def live(self, order: LoadOrder) -> None:
-        """Starts the worker again and again until cancelled; then it is killed."""
+        """Starts the worker again and again, until cancelled or :meth:`shut_down`.
+
+        Cancelling kills the process.
+        """
         delay_s = self._respawn.first_s
         while True:
             began_s = self._clock.monotonic()
             reason = await self._live_once(order)
+            if self._leaving:
+                return
             served = self.serving
             self._reset(reason)
             if served:
@@ -296,7 +302,8 @@ class Worker:
         )
 
     async def shut_down(self, *, timeout_s: float) -> None:
-        """Asks the process to leave and waits for it; killing is left to ``live``'s end."""
+        """Asks the process to leave and waits for it; it is not started again."""
+        self._leaving = True
         handle = self._handle
         if handle is None:
             return
