@@ -59,6 +59,7 @@ def build_http_app(
         middlewares=[edge_middleware(verifier=verifier, metrics=metrics, clock=clock)],
         client_max_size=config.max_body_bytes,
     )
+    app.on_response_prepare.append(_sign)
     routes = _Routes(application=application, metrics=metrics, config=config, clock=clock)
     handlers: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/videos", routes.create),
@@ -188,6 +189,11 @@ def _json(
     return web.Response(
         status=status, body=dumps(value), content_type="application/json", headers=headers
     )
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    """Says the product and not, as aiohttp does, the versions that it runs on."""
+    response.headers[hdrs.SERVER] = "reelmesh"
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
