@@ -26,9 +26,10 @@ from node_agent.manifest import Manifest
 from node_agent.model_folder import ModelFolder
 from node_agent.service import SERVICE_NAME, NodeService
 from node_agent.status import StatusBoard
-from node_agent.supervisor import Launcher, LoadOrder, Respawn, Supervisor, Worker
+from node_agent.supervisor import Supervisor
 from node_agent.weights import prepare_weights
 from node_agent.work import Speed
+from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import listen, server_options

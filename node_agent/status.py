@@ -55,11 +55,13 @@ def node_state(wishes: Wishes, workers: Sequence[WorkerStatus]) -> node_pb2.Node
         return node_pb2.NODE_STATE_DRAINING
     if wishes.cordoned:
         return node_pb2.NODE_STATE_CORDONED
+    if wishes.fault:
+        return node_pb2.NODE_STATE_UNHEALTHY
     states = {worker.state for worker in workers}
     for worker_state, state in _WORKER_TO_NODE:
         if worker_state in states:
             return state
-    if wishes.fault or node_pb2.WORKER_STATE_DEAD in states:
+    if node_pb2.WORKER_STATE_DEAD in states:
         return node_pb2.NODE_STATE_UNHEALTHY
     return node_pb2.NODE_STATE_STARTING
 

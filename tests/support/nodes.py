@@ -24,7 +24,7 @@ from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
 from node_agent.app import NodeApp, build_app
 from node_agent.config import NodeConfig
-from node_agent.supervisor import Launcher
+from node_agent.worker_life import Launcher
 from reelkit.rpc import internal_channel
 from tests.support.fakeworker import FakeLauncher, fake_spec, write_fake_model
 
