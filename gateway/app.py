@@ -1,0 +1,163 @@
+"""The gateway as one thing to start and stop: edges, application, streams."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from aiohttp import web
+from grpc import aio
+from prometheus_client import CollectorRegistry
+from reelmesh.v1 import control_plane_service_pb2
+
+from gateway.artifacts import ArtifactStore
+from gateway.auth import TokenVerifier
+from gateway.config import GatewayConfig
+from gateway.core import Core, open_core
+from gateway.edge_metrics import EdgeMetrics
+from gateway.fleet_watch import ControlPlaneLink
+from gateway.grpc_api import add_grpc_services, grpc_server_options
+from gateway.http_api import build_http_app, http_runner
+from gateway.jobs import JobStore
+from reelkit.clock import Clock, SystemClock
+from reelkit.files import write_json_atomic
+from reelkit.rpc import listen
+from reelkit.tracing import setup_tracing
+
+_log = structlog.get_logger("gateway.app")
+
+# Beyond drain_s, for answers whose jobs have just ended.
+_CLOSE_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayApp:
+    """A running gateway; see :class:`reelkit.lifecycle.App`."""
+
+    core: Core
+    http_address: str
+    grpc_address: str
+    drain_s: float
+    _grpc_server: aio.Server
+
+    async def serve(self) -> None:
+        """Returns only when something essential failed, with its error."""
+        await self.core.scope.failed.wait()
+        if self.core.scope.failure is not None:
+            raise self.core.scope.failure
+
+    async def drain(self) -> None:
+        """Fails readiness, refuses new videos, and lets the live ones end in time.
+
+        Both edges go on listening meanwhile, so that clients can follow their videos.
+        """
+        await self.core.lifetimes.drain(self.drain_s)
+        await self._grpc_server.stop(_CLOSE_GRACE_S)
+
+
+@asynccontextmanager
+async def build_app(
+    config: GatewayConfig,
+    *,
+    clock: Clock | None = None,
+    jobs: JobStore | None = None,
+    artifacts: ArtifactStore | None = None,
+) -> AsyncIterator[GatewayApp]:
+    """Starts a gateway and yields it once both edges listen; leaving stops it.
+
+    Args:
+        config: Everything it is told.
+        clock: The machine's by default.
+        jobs: Where records are kept; this process's memory by default.
+        artifacts: Where videos are kept; ``config.artifacts`` by default.
+
+    Raises:
+        ConfigError: A key file cannot be used.
+        ArtifactError: The artifact store cannot be used.
+        OSError: An address or folder cannot be used.
+    """
+    clock = clock or SystemClock()
+    registry = CollectorRegistry()
+    metrics = EdgeMetrics(registry)
+    verifier = TokenVerifier(config.auth, clock=clock)
+    async with AsyncExitStack() as stack:
+        provider = setup_tracing(config.tracing, service="gateway", instance=config.gateway_id)
+        stack.callback(provider.shutdown)
+        core = await stack.enter_async_context(
+            open_core(config, clock=clock, registry=registry, jobs=jobs, artifacts=artifacts)
+        )
+
+        server = aio.server(options=grpc_server_options(config.edge))
+        add_grpc_services(
+            server,
+            application=core.videos,
+            verifier=verifier,
+            metrics=metrics,
+            config=config.edge,
+            clock=clock,
+        )
+        grpc_port = listen(server, config.grpc.listen)
+        await server.start()
+        stack.push_async_callback(server.stop, 0)
+        grpc_address = _with_port(config.grpc.listen, grpc_port)
+
+        http_app = build_http_app(
+            application=core.videos,
+            verifier=verifier,
+            metrics=metrics,
+            config=config.edge,
+            clock=clock,
+        )
+        http = http_runner(http_app, shutdown_timeout_s=_CLOSE_GRACE_S)
+        await http.setup()
+        stack.push_async_callback(http.cleanup)
+        http_address = await _listen_http(http, config.http.listen)
+
+        hello = control_plane_service_pb2.GatewayHello(
+            gateway_id=config.gateway_id,
+            region=config.region,
+            grpc_address=config.grpc.advertise or grpc_address,
+            http_address=config.http.advertise or http_address,
+            incarnation=secrets.token_hex(8),
+        )
+        control = ControlPlaneLink(
+            endpoints=config.control_plane.endpoints,
+            fleet=core.fleet,
+            clock=clock,
+            hello=hello,
+            silence_timeout_s=config.control_plane.silence_timeout_s,
+        )
+        stack.push_async_callback(control.close)
+        control.start(core.scope)
+        core.scope.spawn(core.sweeper.run(), name="sweeper")
+
+        if config.ready_file is not None:
+            ready = {"http": f"http://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
+            write_json_atomic(config.ready_file, ready)
+        _log.info("listening", http=http_address, grpc=grpc_address, region=config.region)
+        yield GatewayApp(
+            core=core,
+            http_address=http_address,
+            grpc_address=grpc_address,
+            drain_s=config.drain_s,
+            _grpc_server=server,
+        )
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def _listen_http(runner: web.AppRunner, address: str) -> str:
+    host, _, port = address.rpartition(":")
+    site = web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=False)
+    try:
+        await site.start()
+    except OSError as error:
+        raise OSError(f"cannot listen on {address}: {error.strerror}") from error
+    bound: int = runner.addresses[0][1]
+    return _with_port(address, bound)

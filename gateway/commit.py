@@ -1,0 +1,236 @@
+"""How a job ends: the terminal write decides, and whoever loses it relays the winner's.
+
+The order is fixed: the artifact is written under a key of its own, the record is
+swapped to COMPLETED (the commit point), readers are told, the node may forget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from grpc import aio
+from reelmesh.v1 import job_service_pb2, node_service_pb2, video_pb2
+
+from gateway import records
+from gateway.artifacts import ArtifactError, ArtifactStore, artifact_key
+from gateway.execution import Execution
+from gateway.jobs import JobStore
+from gateway.metrics import GatewayMetrics
+from gateway.node_link import NodeLink
+from gateway.node_run import Fault
+from gateway.spool_budget import SpoolFull
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+_log = structlog.get_logger("gateway.commit")
+
+# An object store that answers 503 now often answers within a second or two.
+_WRITE_DELAYS_S: Final = (0.2, 1.0, 3.0)
+_NODE_CALL_TIMEOUT_S: Final = 2.0
+_NODE_CALL_DELAYS_S: Final = (0.5, 1.0, 2.0, 4.0)
+
+_STATES: Final = {
+    video_pb2.VIDEO_STATUS_COMPLETED: "completed",
+    video_pb2.VIDEO_STATUS_FAILED: "failed",
+    video_pb2.VIDEO_STATUS_CANCELLED: "cancelled",
+}
+
+
+class Committer:
+    """Makes records terminal and clears up after the loser.
+
+    Args:
+        scope: Owns what goes on after an answer: releasing, cancelling and deleting.
+        retention_s: How long a terminal record and its artifact are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        artifacts: ArtifactStore,
+        clock: Clock,
+        scope: TaskScope,
+        metrics: GatewayMetrics,
+        retention_s: float,
+    ) -> None:
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._clock = clock
+        self._scope = scope
+        self._metrics = metrics
+        self._retention_s = retention_s
+        self._pending: set[asyncio.Task[None]] = set()
+
+    # --- the ends ---
+
+    async def complete(
+        self, execution: Execution, link: NodeLink, event: node_service_pb2.NodeEvent
+    ) -> Fault | None:
+        """Commits a finished video; None once the job's record is terminal."""
+        # From here on a cancel only writes the record: a stopped upload would leave
+        # an artifact that nobody knows of.
+        execution.committing = True
+        try:
+            fault = await self._commit(execution, event)
+        finally:
+            execution.committing = False
+        self._later(self._release(link, execution), "release")
+        return fault
+
+    async def _commit(
+        self, execution: Execution, event: node_service_pb2.NodeEvent
+    ) -> Fault | None:
+        spooled = execution.log.bytes
+        result = video_pb2.CompletedEvent()
+        result.CopyFrom(event.completed)
+        try:
+            sha256 = await spooled.seal()
+        except (SpoolFull, OSError) as error:
+            _log.error("spool failed", job_id=execution.video_id, error=str(error))
+            return _OWN_DISK
+        if not spooled.size or (sha256, spooled.size) != (result.sha256, result.size_bytes):
+            return Fault("corrupt_video", "the video's bytes did not match their checksum")
+        result.attempt = event.attempt
+        result.cache = video_pb2.CACHE_STATUS_MISS
+        key = artifact_key(execution.video_id, event.attempt)
+        if not await self._write(key, execution):
+            return _NO_STORE
+        record = records.completed(
+            execution.record,
+            result,
+            artifact_key=key,
+            now_s=self._clock.wall(),
+            retention_s=self._retention_s,
+        )
+        standing = await self._settle(execution, record)
+        if standing is None or standing.artifact_key != key:
+            self.discard(key)
+        else:
+            spooled.rebase(partial(self._artifacts.read, key))
+        return None
+
+    async def fail(self, execution: Execution, error: video_pb2.FailedEvent) -> None:
+        """Ends a job as failed, unless it has ended already."""
+        record = records.failed(
+            execution.record, error, now_s=self._clock.wall(), retention_s=self._retention_s
+        )
+        await self._settle(execution, record)
+
+    async def cancel(self, execution: Execution, reason: str) -> None:
+        """Ends a job as cancelled, unless it has ended already."""
+        record = records.cancelled(
+            execution.record, reason, now_s=self._clock.wall(), retention_s=self._retention_s
+        )
+        await self._settle(execution, record)
+
+    async def _settle(
+        self, execution: Execution, record: job_service_pb2.JobRecord
+    ) -> job_service_pb2.JobRecord | None:
+        """The first terminal write wins; answers the record that stands, None if deleted."""
+        standing = await self._jobs.finish(record)
+        first = not execution.ended.is_set()
+        # Deleted under way: readers still get an end, this one.
+        execution.finish(standing or record)
+        if first:
+            self._count(execution.record)
+        return standing
+
+    def _count(self, record: job_service_pb2.JobRecord) -> None:
+        video = record.video
+        seconds = (video.completed_at.ToNanoseconds() - video.created_at.ToNanoseconds()) / 1e9
+        self._metrics.ended(
+            _STATES[video.status], video.error.code, max(seconds, 0.0), video.result.size_bytes
+        )
+        _log.info("job ended", job_id=video.id, state=_STATES[video.status], cause=video.error.code)
+
+    # --- what goes on after an answer ---
+
+    def _later(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._scope.spawn(work, name=name)
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def flush(self, limit_s: float) -> None:
+        """Waits until nodes and store have heard of what ended, but no longer than that."""
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=limit_s)
+
+    # --- the artifact ---
+
+    async def _write(self, key: str, execution: Execution) -> bool:
+        for delay_s in (*_WRITE_DELAYS_S, None):
+            try:
+                await self._artifacts.put(key, execution.log.bytes.upload())
+            except ArtifactError as error:
+                _log.warning("artifact not written", job_id=execution.video_id, error=str(error))
+                if delay_s is None:
+                    break
+                await self._clock.sleep(delay_s)
+            else:
+                return True
+        return False
+
+    def discard(self, key: str) -> None:
+        """Deletes an artifact that no record names, in the background."""
+        self._later(self._discard(key), "discard")
+
+    async def _discard(self, key: str) -> None:
+        try:
+            await self._artifacts.delete(key)
+        except ArtifactError as error:
+            # The sweeper collects what nobody refers to.
+            _log.warning("artifact not deleted", error=str(error))
+
+    # --- the node ---
+
+    async def _release(self, link: NodeLink, execution: Execution) -> None:
+        request = node_service_pb2.ReleaseRequest(job_id=execution.video_id, epoch=execution.epoch)
+        await self._tell(
+            lambda: link.stub.Release(request, timeout=_NODE_CALL_TIMEOUT_S), what="release"
+        )
+
+    def stop_at_node(self, link: NodeLink, execution: Execution, reason: str) -> None:
+        """Has the node stop the job's run, in the background."""
+        self._later(self._stop(link, execution, reason), "stop")
+
+    async def _stop(self, link: NodeLink, execution: Execution, reason: str) -> None:
+        request = node_service_pb2.CancelRequest(
+            job_id=execution.video_id, epoch=execution.epoch, reason=reason
+        )
+        await self._tell(
+            lambda: link.stub.Cancel(request, timeout=_NODE_CALL_TIMEOUT_S), what="cancel"
+        )
+
+    async def _tell(self, call: Callable[[], Awaitable[object]], *, what: str) -> None:
+        for delay_s in (*_NODE_CALL_DELAYS_S, None):
+            try:
+                await call()
+            except aio.AioRpcError as error:
+                if delay_s is None:
+                    # The node lets go by itself after its grace time.
+                    _log.warning("node not told", what=what, code=error.code().name)
+                    return
+                await self._clock.sleep(delay_s)
+            else:
+                return
+
+
+_OWN_DISK = Fault(
+    "spool_failed",
+    "the gateway could not keep the video's bytes",
+    retryable=False,
+    of_node=False,
+    client_may_retry=True,
+)
+_NO_STORE = Fault(
+    "artifact_store",
+    "the finished video could not be stored",
+    retryable=False,
+    of_node=False,
+    client_may_retry=True,
+)

@@ -1,0 +1,238 @@
+"""All configuration of a gateway; read once, from a file, then environment, then flags."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from gateway.auth_config import AuthConfig
+from gateway.edge_config import EdgeConfig
+from gateway.ids import REGION_PATTERN
+from reelkit.logs import LogFormat, LogLevel
+from reelkit.settings import Settings, load_settings
+from reelkit.tracing import TracingSettings
+
+ENV_PREFIX: Final = "REELMESH_GATEWAY__"
+
+_ADDRESS = r"^(\[[0-9A-Fa-f:]+\]|[^:\s/]+):\d{1,5}$"
+
+
+class ListenConfig(Settings):
+    """Where an edge listens and what peers are told."""
+
+    listen: str = Field(
+        default="127.0.0.1:0",
+        pattern=_ADDRESS,
+        description="host:port to listen on; port 0 takes a free one. This host alone by default, "
+        "since the public needs TLS in front.",
+    )
+    advertise: str = Field(
+        default="",
+        description="host:port under which others reach it; empty: the address it listens on.",
+    )
+
+
+class ControlPlaneConfig(Settings):
+    """Which control plane this gateway follows."""
+
+    endpoints: tuple[str, ...] = Field(
+        min_length=1,
+        description="host:port of each replica of the region's control plane; the first that "
+        "answers is used, and the next when it stops.",
+    )
+    silence_timeout_s: float = Field(
+        default=15.0,
+        gt=0,
+        le=300,
+        description="Seconds without a word on a control-plane stream after which another replica "
+        "is tried; heartbeats come every few seconds. Routing goes on meanwhile.",
+    )
+
+
+class RunConfig(Settings):
+    """How jobs wait and run."""
+
+    max_waiting: int = Field(
+        default=1_000,
+        ge=1,
+        le=100_000,
+        description="Jobs that may wait in this gateway; more are refused with the predicted wait. "
+        "1,000 jobs of 30 s keep ten GPUs busy for 50 minutes.",
+    )
+    max_tries: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description="Runs of a job before it fails, when each ended for a cause of its node's.",
+    )
+    max_lifetime_s: float = Field(
+        default=6 * 3600.0,
+        gt=0,
+        le=7 * 24 * 3600,
+        description="Seconds after which a job without a deadline of its own is dropped; nothing "
+        "waits for ever.",
+    )
+    accept_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="Seconds in which a node must accept or refuse a job; it needs milliseconds.",
+    )
+    silence_timeout_s: float = Field(
+        default=1_800.0,
+        gt=0,
+        le=24 * 3600,
+        description="Seconds of silence on a run after which its node counts as lost. A backstop: "
+        "a job may wait this long behind another on its node, and the node's own watchdogs and "
+        "the channel's pings find a dead worker or host within seconds.",
+    )
+    client_grace_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=3600,
+        description="Seconds that a streamed, non-durable video runs on after its client left; "
+        "enough for a reconnect.",
+    )
+    linger_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="Seconds for which a finished job's event numbers are kept, so that a client "
+        "that reconnects resumes where it was; later it gets the bytes from the start.",
+    )
+
+
+class SpoolConfig(Settings):
+    """Bytes on their way from nodes to clients."""
+
+    directory: Path | None = Field(
+        default=None,
+        description="Folder for the nameless files that slow readers are served from; "
+        "state_dir/spool by default. Local disk.",
+    )
+    memory_bytes_per_video: int = Field(
+        default=2 * 1024 * 1024,
+        ge=0,
+        le=1024 * 1024 * 1024,
+        description="Newest bytes of each running video kept in memory; shorter videos never "
+        "touch the disk. 2 MiB holds most 480p clips whole.",
+    )
+    max_bytes_per_video: int = Field(
+        default=1024 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="A video with more bytes fails; hours of video fit into 1 GiB.",
+    )
+    max_bytes: int = Field(
+        default=8 * 1024 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bound of all spool files together; beyond it nodes' streams wait.",
+    )
+    patience_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Seconds for which a stream waits for room in the spool before its job fails.",
+    )
+
+
+class ArtifactConfig(Settings):
+    """Finished videos."""
+
+    url: str = Field(
+        default="",
+        description="Folder, or obstore URL such as s3://bucket/prefix, shared by the region's "
+        "gateways; state_dir/artifacts by default, which serves one gateway.",
+    )
+    retention_s: float = Field(
+        default=24 * 3600.0,
+        gt=0,
+        description="Seconds after its end for which a video and its record are kept.",
+    )
+    sweep_interval_s: float = Field(
+        default=300.0, gt=0, le=24 * 3600, description="How often expired videos are removed."
+    )
+
+
+class JobsConfig(Settings):
+    """Job records."""
+
+    max_records: int = Field(
+        default=50_000,
+        ge=1,
+        description="Records kept in memory at once, about 2 kB each; more jobs are refused.",
+    )
+
+
+class LogConfig(Settings):
+    """What is logged, to stderr."""
+
+    level: LogLevel = Field(default="info", description="Least level that is written.")
+    format: LogFormat = Field(
+        default="console", description="console for people, json for log collectors."
+    )
+
+
+class GatewayConfig(Settings):
+    """Everything a gateway is told at start."""
+
+    region: str = Field(
+        pattern=f"^{REGION_PATTERN}$",
+        description="Home region of this gateway's videos and the prefix of their ids.",
+    )
+    gateway_id: str = Field(
+        default_factory=lambda: f"gateway-{secrets.token_hex(4)}",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Unique in the region; drawn at start by default.",
+    )
+    state_dir: Path = Field(
+        default=Path("reelmesh-gateway"),
+        description="Folder for spool and artifacts where these name none; made if need be.",
+    )
+    http: ListenConfig = Field(default=ListenConfig(), description="The HTTP edge.")
+    grpc: ListenConfig = Field(default=ListenConfig(), description="The gRPC edge.")
+    edge: EdgeConfig = Field(default=EdgeConfig(), description="Limits of both edges.")
+    auth: AuthConfig = Field(description="Whose tokens hold.")
+    control_plane: ControlPlaneConfig = Field(description="The region's control plane.")
+    default_model: str = Field(
+        default="",
+        description="Model that an empty name means; by default the one most workers serve.",
+    )
+    runs: RunConfig = Field(default=RunConfig(), description="How jobs wait and run.")
+    spool: SpoolConfig = Field(default=SpoolConfig(), description="Bytes on their way.")
+    artifacts: ArtifactConfig = Field(default=ArtifactConfig(), description="Finished videos.")
+    jobs: JobsConfig = Field(default=JobsConfig(), description="Job records.")
+    drain_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=3600,
+        description="Seconds that running jobs get to end after SIGTERM; those left are failed "
+        "as retryable. Orchestrators kill after 30 s by default.",
+    )
+    ready_file: Path | None = Field(
+        default=None, description="File that is written, whole, once both edges listen."
+    )
+    log: LogConfig = Field(default=LogConfig(), description="Logging.")
+    tracing: TracingSettings = Field(default=TracingSettings(), description="Spans.")
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where spool files are made."""
+        return self.spool.directory or self.state_dir / "spool"
+
+    @property
+    def artifacts_url(self) -> str:
+        """Where finished videos go."""
+        return self.artifacts.url or str(self.state_dir / "artifacts")
+
+
+def load_config(file: Path | None, overrides: Sequence[str] = ()) -> GatewayConfig:
+    """The configuration from a file, the environment and ``key.sub=value`` flags.
+
+    Raises:
+        reelkit.settings.ConfigError: Lists every problem.
+    """
+    return load_settings(GatewayConfig, file=file, env_prefix=ENV_PREFIX, overrides=overrides)

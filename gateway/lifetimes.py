@@ -1,0 +1,186 @@
+"""How long executions live: their tasks, deadlines, absent clients, and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import structlog
+from reelmesh.v1 import video_pb2
+
+from gateway.commit import Committer
+from gateway.execution import Execution
+from gateway.runner import Runner
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+# What drain gives nodes and the artifact store to hear of the end, beyond its limit.
+_FLUSH_S = 2.0
+
+_log = structlog.get_logger("gateway.lifetimes")
+
+
+class Lifetimes:
+    """The executions that this gateway owns, from admission until nobody needs them.
+
+    Args:
+        scope: Owns each job's task.
+        client_grace_s: How long a job that nobody keeps runs on unwatched.
+        linger_s: How long an ended one is kept, for readers that come back.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        committer: Committer,
+        clock: Clock,
+        scope: TaskScope,
+        client_grace_s: float,
+        linger_s: float,
+    ) -> None:
+        self._runner = runner
+        self._committer = committer
+        self._clock = clock
+        self._scope = scope
+        self._client_grace_s = client_grace_s
+        self._linger_s = linger_s
+        self._executions: dict[str, Execution] = {}
+        self._live = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self.draining = False
+
+    @property
+    def live(self) -> int:
+        """Jobs that have not ended."""
+        return self._live
+
+    def get(self, video_id: str) -> Execution | None:
+        """The execution of a video that is live or ended a short while ago."""
+        return self._executions.get(video_id)
+
+    def forget(self, video_id: str) -> None:
+        """Drops a deleted one; those who read it read on."""
+        self._executions.pop(video_id, None)
+
+    # --- a life ---
+
+    def begin(self, execution: Execution) -> None:
+        """Starts the job."""
+        self._executions[execution.video_id] = execution
+        self._live += 1
+        self._idle.clear()
+        execution.log.on_readers = partial(self._readers_changed, execution)
+        execution.task = self._scope.spawn(
+            self._live_through(execution), name=f"job/{execution.video_id}"
+        )
+        if not execution.keep:
+            self._readers_changed(execution, 0)
+
+    async def _live_through(self, execution: Execution) -> None:
+        structlog.contextvars.bind_contextvars(job_id=execution.video_id)
+        left_s = execution.deadline_at_s - self._clock.monotonic()
+        deadline = self._scope.spawn(
+            self._expire(execution, left_s), name=f"deadline/{execution.video_id}"
+        )
+        try:
+            await self._runner.run(execution)
+        except asyncio.CancelledError:
+            # Whoever made the record terminal stops the run; a scope that closes does not.
+            if not execution.ended.is_set():
+                raise
+        finally:
+            deadline.cancel()
+            self._end(execution)
+
+    def _end(self, execution: Execution) -> None:
+        self._live -= 1
+        if not self._live:
+            self._idle.set()
+        if execution.grace is not None:
+            execution.grace.cancel()
+            execution.grace = None
+        if self._executions.get(execution.video_id) is execution and not self._closed:
+            self._scope.spawn(self._linger(execution), name=f"linger/{execution.video_id}")
+
+    async def _linger(self, execution: Execution) -> None:
+        await self._clock.sleep(self._linger_s)
+        if self._executions.get(execution.video_id) is execution:
+            del self._executions[execution.video_id]
+
+    async def _expire(self, execution: Execution, left_s: float) -> None:
+        await self._clock.sleep(left_s)
+        error = video_pb2.FailedEvent(
+            code="deadline_exceeded", message="the job's deadline passed", retryable=True
+        )
+        await self._committer.fail(execution, error)
+        self._stop(execution, "deadline")
+
+    # --- ends from outside ---
+
+    async def cancel(self, execution: Execution, reason: str) -> None:
+        """Makes the job cancelled unless it has ended, and stops its run."""
+        await self._committer.cancel(execution, reason)
+        self._stop(execution, reason)
+
+    def _stop(self, execution: Execution, reason: str) -> None:
+        if execution.task is None or execution.task.done() or execution.committing:
+            return
+        if execution.link is not None:
+            self._committer.stop_at_node(execution.link, execution, reason)
+        execution.task.cancel()
+
+    # --- clients that leave ---
+
+    def keep(self, execution: Execution) -> None:
+        """From now on the job runs whether anybody watches or not."""
+        execution.keep = True
+        if execution.grace is not None:
+            execution.grace.cancel()
+            execution.grace = None
+
+    def _readers_changed(self, execution: Execution, readers: int) -> None:
+        if execution.keep or execution.ended.is_set():
+            return
+        if readers and execution.grace is not None:
+            execution.grace.cancel()
+            execution.grace = None
+        elif not readers and execution.grace is None and not self._closed:
+            execution.grace = self._scope.spawn(
+                self._miss(execution), name=f"grace/{execution.video_id}"
+            )
+
+    async def _miss(self, execution: Execution) -> None:
+        await self._clock.sleep(self._client_grace_s)
+        execution.grace = None
+        await self.cancel(execution, "disconnected")
+
+    # --- shutdown ---
+
+    async def drain(self, limit_s: float) -> None:
+        """Admits nothing more, waits for live jobs to end, and fails those that do not."""
+        self.draining = True
+        waiting = self._scope.spawn(self._idle.wait(), name="drain", fatal=False)
+        timer = self._scope.spawn(self._clock.sleep(limit_s), name="drain-limit", fatal=False)
+        await asyncio.wait([waiting, timer], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        timer.cancel()
+        left = [e for e in self._executions.values() if not e.ended.is_set()]
+        if left:
+            _log.warning("jobs given up", jobs=len(left))
+        for execution in left:
+            error = video_pb2.FailedEvent(
+                code="gateway_stopped",
+                message="the gateway was shut down before the video was done",
+                retryable=True,
+            )
+            await self._committer.fail(execution, error)
+            self._stop(execution, "gateway_stopped")
+        await self._committer.flush(_FLUSH_S)
+
+    def close(self) -> None:
+        """Starts nothing more; the scope is about to cancel what is left."""
+        self.draining = self._closed = True
+        self._runner.close()

@@ -1,0 +1,119 @@
+"""What a gateway counts, in Prometheus names; every label has a bounded set of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+# Causes that this gateway and its nodes name; any other is counted as "other".
+KNOWN_CAUSES: Final = frozenset(
+    (
+        "node_lost",
+        "node_silent",
+        "node_error",
+        "node_cancelled",
+        "stream_ended",
+        "corrupt_stream",
+        "corrupt_video",
+        "worker_died",
+        "worker_stalled",
+        "out_of_memory",
+        "rejected_by_node",
+        "spool_full",
+        "spool_failed",
+        "artifact_store",
+        "deadline_exceeded",
+        "gateway_stopped",
+        "poison",
+        "client",
+        "disconnected",
+    )
+)
+
+_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+
+
+class GatewayMetrics:
+    """The application's own metrics; the edges count their requests themselves."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._admitted = Counter(
+            "reelmesh_gateway_jobs_admitted", "Jobs admitted.", registry=registry
+        )
+        self._refused = Counter(
+            "reelmesh_gateway_jobs_refused",
+            "Jobs refused at admission, by the error's code.",
+            ("code",),
+            registry=registry,
+        )
+        self._ended = Counter(
+            "reelmesh_gateway_jobs_ended",
+            "Jobs that ended, by how and why.",
+            ("state", "cause"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "reelmesh_gateway_job_seconds",
+            "Seconds from admission to the end.",
+            ("state",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._placements = Counter(
+            "reelmesh_gateway_placements",
+            "Jobs given to a node: it took them to an end, failed, or was full.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._node_failures = Counter(
+            "reelmesh_gateway_node_failures",
+            "Runs that failed for a cause of the node's own.",
+            ("cause",),
+            registry=registry,
+        )
+        self._ejections = Counter(
+            "reelmesh_gateway_node_ejections",
+            "Nodes taken out for a while by their failure rate.",
+            registry=registry,
+        )
+        self._bytes = Counter(
+            "reelmesh_gateway_video_bytes", "Bytes of finished videos.", registry=registry
+        )
+
+    def watch_figure(self, name: str, text: str, figure: Callable[[], float]) -> None:
+        """Adds a gauge that is read when somebody scrapes."""
+        Gauge(f"reelmesh_gateway_{name}", text, registry=self._registry).set_function(figure)
+
+    def admitted(self) -> None:
+        """Counts an admitted job."""
+        self._admitted.inc()
+
+    def refused(self, code: str) -> None:
+        """Counts a refused one; ``code`` is one of :mod:`gateway.errors`."""
+        self._refused.labels(code).inc()
+
+    def ended(self, state: str, cause: str, seconds: float, video_bytes: int) -> None:
+        """Counts a job's end; ``cause`` is "" for a completed one."""
+        self._ended.labels(state, _bounded(cause)).inc()
+        self._seconds.labels(state).observe(seconds)
+        self._bytes.inc(video_bytes)
+
+    def placed(self, outcome: str) -> None:
+        """Counts what became of a placement: "ended" or "busy"."""
+        self._placements.labels(outcome).inc()
+
+    def node_failed(self, cause: str) -> None:
+        """Counts a run that failed for a cause of the node's own."""
+        self._placements.labels("failed").inc()
+        self._node_failures.labels(_bounded(cause)).inc()
+
+    def node_ejected(self) -> None:
+        """Counts an ejection."""
+        self._ejections.inc()
+
+
+def _bounded(cause: str) -> str:
+    return cause if not cause or cause in KNOWN_CAUSES else "other"

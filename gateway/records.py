@@ -1,0 +1,120 @@
+"""How a job's record is made and how it ends. Pure: times are passed in."""
+
+from __future__ import annotations
+
+import hashlib
+
+from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
+
+from gateway.application import Caller
+
+
+def request_digest(spec: video_pb2.VideoSpec) -> str:
+    """What two requests under one idempotency key must agree in."""
+    return hashlib.sha256(spec.SerializeToString(deterministic=True)).hexdigest()
+
+
+def new_record(
+    *,
+    video_id: str,
+    region: str,
+    caller: Caller,
+    spec: video_pb2.ResolvedSpec,
+    options: video_service_pb2.CreateOptions,
+    digest: str,
+    owner: str,
+    durable: bool,
+    now_s: float,
+) -> job_service_pb2.JobRecord:
+    """The record of a job that is admitted now."""
+    record = job_service_pb2.JobRecord(
+        video=video_pb2.Video(
+            id=video_id,
+            status=video_pb2.VIDEO_STATUS_QUEUED,
+            spec=spec,
+            region=region,
+            durable=durable,
+        ),
+        tenant=caller.tenant,
+        subject=caller.subject,
+        owner_gateway=owner,
+        epoch=1,
+        idempotency_key=options.idempotency_key,
+        request_digest=digest,
+    )
+    _set_time(record.video.created_at, now_s)
+    if options.HasField("deadline_s"):
+        _set_time(record.deadline, now_s + options.deadline_s)
+    return record
+
+
+def completed(
+    record: job_service_pb2.JobRecord,
+    result: video_pb2.CompletedEvent,
+    *,
+    artifact_key: str,
+    now_s: float,
+    retention_s: float,
+) -> job_service_pb2.JobRecord:
+    """The record with its video."""
+    ended = _ended(record, video_pb2.VIDEO_STATUS_COMPLETED, now_s, retention_s)
+    ended.artifact_key = artifact_key
+    ended.video.progress_percent = 100
+    ended.video.result.CopyFrom(result)
+    return ended
+
+
+def failed(
+    record: job_service_pb2.JobRecord,
+    error: video_pb2.FailedEvent,
+    *,
+    now_s: float,
+    retention_s: float,
+) -> job_service_pb2.JobRecord:
+    """The record with what went wrong."""
+    ended = _ended(record, video_pb2.VIDEO_STATUS_FAILED, now_s, retention_s)
+    ended.video.error.CopyFrom(error)
+    return ended
+
+
+def cancelled(
+    record: job_service_pb2.JobRecord, reason: str, *, now_s: float, retention_s: float
+) -> job_service_pb2.JobRecord:
+    """The record with who cancelled it, kept as the error's code."""
+    ended = _ended(record, video_pb2.VIDEO_STATUS_CANCELLED, now_s, retention_s)
+    ended.video.error.code = reason
+    ended.video.error.message = _CANCELLED_BY.get(reason, "the video was cancelled")
+    return ended
+
+
+_CANCELLED_BY = {
+    "client": "the client cancelled the video",
+    "disconnected": "the client left the stream and did not come back in time",
+}
+
+
+def _ended(
+    record: job_service_pb2.JobRecord,
+    status: video_pb2.VideoStatus.ValueType,
+    now_s: float,
+    retention_s: float,
+) -> job_service_pb2.JobRecord:
+    ended = job_service_pb2.JobRecord()
+    ended.CopyFrom(record)
+    ended.video.status = status
+    ended.video.attempts = len(record.attempts)
+    _set_time(ended.video.completed_at, now_s)
+    _set_time(ended.video.expires_at, now_s + retention_s)
+    return ended
+
+
+def _set_time(timestamp: object, at_s: float) -> None:
+    # google.protobuf.Timestamp; its stub hides the well-known type's own methods.
+    timestamp.FromNanoseconds(int(at_s * 1e9))  # type: ignore[attr-defined]
+
+
+def last_attempt(record: job_service_pb2.JobRecord) -> int:
+    """Ordinal of the newest attempt; 0 where no node ever ran the job."""
+    if record.video.HasField("result"):
+        return record.video.result.attempt
+    return max((attempt.attempt for attempt in record.attempts), default=0)
