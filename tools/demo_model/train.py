@@ -28,6 +28,7 @@ from tools.demo_model.evaluate import (
     score_model,
 )
 from tools.demo_model.latents import encode_world, load_latents
+from tools.demo_model.model_manifest import write_demo_manifest
 from tools.demo_model.pipeline import build_pipeline, load_pipeline, save_pipeline
 from tools.demo_model.tokenizer import build_tokenizer
 
@@ -98,6 +99,7 @@ class Training:
         denoiser.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
         pipeline = build_pipeline(self._vae().cpu(), denoiser, mean=data.mean, std=data.std)
         size = save_pipeline(pipeline, self._options.out)
+        write_demo_manifest(self._options.out)
         print(f"wrote {self._options.out}: {size} bytes of weights", flush=True)
 
     def eval(self) -> None:

@@ -37,7 +37,7 @@ class Stage:
     steps: int
 
 
-STAGES: Final = (Stage(1, 32, 200), Stage(5, 8, 1800), Stage(17, 4, 800))
+STAGES: Final = (Stage(1, 32, 200), Stage(5, 8, 1250), Stage(17, 3, 1050))
 TOTAL_STEPS: Final = sum(stage.steps for stage in STAGES)
 
 
