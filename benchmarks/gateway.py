@@ -23,10 +23,10 @@ from pathlib import Path
 import grpc
 import psutil
 from grpc import aio
+from reelmesh.v1 import node_service_pb2, video_pb2, video_service_pb2
 
 from benchmarks.support.site import GatewaySite, start_gateway_site
 from benchmarks.support.table import Spread, print_table
-from reelmesh.v1 import node_service_pb2, video_pb2, video_service_pb2
 
 SMALL_BYTES = 256 * 1024
 WARM_UP = 30

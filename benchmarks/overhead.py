@@ -28,10 +28,10 @@ from pathlib import Path
 
 import aiohttp
 from grpc import aio
+from reelmesh.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
 
 from benchmarks.bare import BareLoop, Request
 from benchmarks.support.table import Spread, print_table
-from reelmesh.v1 import video_pb2, video_service_pb2, video_service_pb2_grpc
 
 START_TIMEOUT_S = 180.0
 REQUEST_TIMEOUT_S = 120.0
@@ -49,11 +49,10 @@ class Mesh:
 @contextlib.contextmanager
 def running_mesh(folder: Path, *, model: Path, threads: int) -> Iterator[Mesh]:
     """``reelmesh up`` with one region and one node, stopped when the block is left."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reelmesh_cli", "up", "--regions", "bench", "--nodes-per-region"]
-        + ["1", "--threads", str(threads), "--model", str(model), "--state-dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
+    command = [sys.executable, "-m", "reelmesh_cli", "up", "--regions", "bench"]
+    command += ["--nodes-per-region", "1", "--threads", str(threads)]
+    command += ["--model", str(model), "--state-dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         mesh_file = folder / "mesh.json"

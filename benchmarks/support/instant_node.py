@@ -19,9 +19,6 @@ from pathlib import Path
 
 import grpc
 from grpc import aio
-
-from reelkit import rpc
-from reelkit.files import write_json_atomic
 from reelmesh.v1 import (
     control_plane_service_pb2,
     control_plane_service_pb2_grpc,
@@ -30,6 +27,9 @@ from reelmesh.v1 import (
     node_service_pb2,
     video_pb2,
 )
+
+from reelkit import rpc
+from reelkit.files import write_json_atomic
 
 CHUNK_BYTES = 256 * 1024
 NODE_ID = "instant-node"

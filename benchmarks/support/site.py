@@ -151,7 +151,7 @@ async def _start(
 
 async def _until_ready(http: str) -> None:
     async with asyncio.timeout(START_TIMEOUT_S):
-        while not (await probes.readiness(http))[0]:
+        while not (await probes.readiness(http))[0]:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.1)
 
 

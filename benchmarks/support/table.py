@@ -19,7 +19,7 @@ class Spread:
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
         """Summarises two samples or more."""
-        tenths = statistics.quantiles(samples, n=10)
+        tenths = statistics.quantiles(samples, n=10, method="inclusive")
         return cls(statistics.median(samples), tenths[0], tenths[-1], len(samples))
 
     def text(self, *, scale: float = 1.0, digits: int = 2) -> str:
