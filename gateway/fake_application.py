@@ -115,7 +115,7 @@ class FakeApplication:
         """The span around each create call, as a W3C traceparent."""
         self._clock = clock
         self._region = region
-        self._video_bytes = video_bytes
+        self.video_bytes = video_bytes
         self._ids = VideoIds(region, clock=clock)
         self._models = [fake_model()]
         self._jobs: dict[str, _Job] = {}
@@ -336,7 +336,7 @@ class FakeApplication:
             key=options.idempotency_key,
             streamed=streamed,
             keeps_on=options.durable,
-            data=random.Random(spec.seed).randbytes(self._video_bytes),  # noqa: S311 - repeatable
+            data=random.Random(spec.seed).randbytes(self.video_bytes),  # noqa: S311 - repeatable
         )
         self._jobs[video.id] = job
         if options.idempotency_key:

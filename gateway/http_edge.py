@@ -73,7 +73,10 @@ async def _answer(
         response = _problem(request, problem_of(error, scope=scope))
     except web.HTTPException as error:
         response = _problem(request, _problem_of_http(error))
-    except (ConnectionError, asyncio.CancelledError):
+    except asyncio.CancelledError:
+        raise
+    except ConnectionError:
+        _cut(request)
         raise
     except Exception:  # noqa: BLE001 - the process's boundary: logged, and told without detail
         _log.exception("unexpected error", route=_template(request), method=request.method)
@@ -87,12 +90,19 @@ async def _answer(
 
 def _problem(request: web.Request, problem: Problem) -> web.Response:
     if request.writer.output_size > 0:
+        _cut(request)
         raise ConnectionResetError("the answer was begun and cannot be finished") from None
     response = problem_response(problem, instance=request.path)
     if request.method == hdrs.METH_POST and not request.content.at_eof():
         # The body was not read: a client that goes on sending it must not confuse us.
         response.force_close()
     return response
+
+
+def _cut(request: web.Request) -> None:
+    """Ends the connection now: a close would wait for a client that takes no byte."""
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _problem_of_http(error: web.HTTPException) -> Problem:

@@ -1,6 +1,8 @@
 """The HTTP edge over a real server and the fake application."""
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 
 import aiohttp
@@ -350,16 +352,69 @@ async def test_a_client_that_leaves_stops_its_handler(tmp_path):
             await asyncio.sleep(0.01)
 
 
+async def open_raw(edges, method, path, *more):
+    """A connection of our own, with a request's head sent."""
+    host, port = edges.http_url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1_000)
+    token = edges.bearer()["Authorization"]
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: {token}", *more, "", ""]
+    writer.write("\r\n".join(lines).encode())
+    return reader, writer
+
+
+async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path):
+    config = EdgeConfig(write_timeout_s=0.1)
+    async with serve_edges(tmp_path, config=config) as edges, asyncio.timeout(30):
+        edges.application.video_bytes = size = 30_000_000
+        created = await create(edges)
+        reader, writer = await open_raw(edges, "GET", f"/v1/videos/{created['id']}/content")
+        total = len(await reader.read(1))
+        labels = {"protocol": "http", "route": "/v1/videos/{video_id}/content", "method": "GET"}
+        name = "reelmesh_gateway_requests_in_flight"
+        while edges.registry.get_sample_value(name, labels):  # noqa: ASYNC110 - a gauge tells nobody
+            await asyncio.sleep(0.01)
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(1_000_000):
+                total += len(data)
+        assert total < size
+        writer.transport.abort()
+
+
+async def test_an_artifact_that_ends_early_breaks_the_answer(edges, monkeypatch):
+    created = await create(edges)
+    whole = edges.application.download
+
+    async def short(caller, video_id, *, offset):
+        return await whole(caller, video_id, offset=offset + 5_000)
+
+    monkeypatch.setattr(edges.application, "download", short)
+    with pytest.raises(aiohttp.ClientError):
+        await call(edges, "GET", f"/v1/videos/{created['id']}/content")
+
+
+async def test_an_artifact_that_cannot_be_read_in_the_middle_breaks_the_answer(edges, monkeypatch):
+    created = await create(edges)
+    whole = edges.application.download
+
+    async def breaking(caller, video_id, *, offset):
+        download = await whole(caller, video_id, offset=offset)
+
+        async def chunks():
+            yield await anext(download.chunks)
+            raise errors.Unavailable("the video cannot be read now")
+
+        return dataclasses.replace(download, chunks=chunks())
+
+    monkeypatch.setattr(edges.application, "download", breaking)
+    with pytest.raises(aiohttp.ClientError):
+        await call(edges, "GET", f"/v1/videos/{created['id']}/content")
+
+
 async def test_a_body_that_never_comes_is_408(tmp_path):
     config = EdgeConfig(body_timeout_s=0.05)
     async with serve_edges(tmp_path, config=config) as edges, asyncio.timeout(30):
-        host, port = edges.http_url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        token = edges.bearer()["Authorization"]
-        writer.write(
-            b"POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 100\r\nAuthorization: " + token.encode() + b"\r\n\r\n{"
-        )
+        more = ("Content-Type: application/json", "Content-Length: 100")
+        reader, writer = await open_raw(edges, "POST", "/v1/videos", *more)
         assert b" 408 " in await reader.readline()
         writer.close()
         await writer.wait_closed()

@@ -1,0 +1,137 @@
+"""OpenAI's own client, unmodified, against the HTTP edge."""
+
+import asyncio
+
+import openai
+import pytest
+
+from gateway import errors
+from tests.support.edges import serve_edges
+
+# OpenAI ends its own service of this shape; the client still speaks it, which is all we need.
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API is scheduled:DeprecationWarning")
+
+
+@pytest.fixture
+async def edges(tmp_path):
+    async with serve_edges(tmp_path) as found, asyncio.timeout(60):
+        yield found
+
+
+@pytest.fixture
+async def client(edges):
+    base_url = f"{edges.http_url}/v1"
+    async with openai.AsyncOpenAI(
+        api_key=edges.issuer.issue(), base_url=base_url, max_retries=1
+    ) as found:
+        yield found
+
+
+async def test_a_video_from_create_to_delete(client):
+    created = await client.videos.create(
+        prompt="a panda dances", model="fake-t2v", seconds="4", size="1280x720"
+    )
+    assert created.object == "video"
+    assert created.status == "queued"
+    assert (created.seconds, created.size, created.model) == ("4", "128x96", "fake-t2v")
+    video = await client.videos.retrieve(created.id)
+    assert (video.status, video.progress) == ("completed", 100)
+    assert video.completed_at is not None
+    assert video.error is None
+    content = await client.videos.download_content(created.id)
+    assert len(content.content) == video.result["size_bytes"]
+    page = await client.videos.list(limit=1)
+    assert [v.id for v in page.data] == [created.id]
+    deleted = await client.videos.delete(created.id)
+    assert deleted.deleted
+    with pytest.raises(openai.NotFoundError):
+        await client.videos.retrieve(created.id)
+
+
+async def test_create_and_poll(client):
+    video = await client.videos.create_and_poll(prompt="a panda", poll_interval_ms=10)
+    assert video.status == "completed"
+
+
+async def test_fields_beyond_openais_go_in_the_extra_body(client):
+    video = await client.videos.create(
+        prompt="a panda", extra_body={"num_frames": 9, "seed": 7, "guidance_scale": 4.5}
+    )
+    assert (video.num_frames, video.seed, video.guidance_scale) == (9, 7, 4.5)
+
+
+async def test_lists_page_by_themselves(client):
+    made = [(await client.videos.create(prompt=f"panda {n}")).id for n in range(5)]
+    found = [video.id async for video in client.videos.list(limit=2)]
+    assert found == made[::-1]
+    oldest = [video.id async for video in client.videos.list(limit=2, order="asc")]
+    assert oldest == made
+
+
+async def test_models_are_listed(client):
+    models = [model.id async for model in client.models.list()]
+    assert models == ["fake-t2v"]
+
+
+async def test_errors_arrive_as_the_clients_own(client, edges):
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.videos.create(prompt="x", size="1x1")
+    assert raised.value.param == "size"
+    assert raised.value.code == "invalid_request"
+    assert "1x1" in raised.value.message
+    bad = client.with_options(api_key="nonsense")
+    with pytest.raises(openai.AuthenticationError) as refused:
+        await bad.videos.list()
+    assert refused.value.code == "malformed_token"
+    narrow = client.with_options(api_key=edges.issuer.issue(scope="video:read"))
+    with pytest.raises(openai.PermissionDeniedError):
+        await narrow.videos.create(prompt="x")
+
+
+async def test_a_conflict_is_not_retried(client, edges, monkeypatch):
+    edges.application.hold = True
+    video = await client.videos.create(prompt="x")
+    calls = 0
+    whole = edges.application.download
+
+    async def counted(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        return await whole(*args, **kwargs)
+
+    monkeypatch.setattr(edges.application, "download", counted)
+    with pytest.raises(openai.ConflictError) as raised:
+        await client.videos.download_content(video.id)
+    assert raised.value.code == "not_finished"
+    assert calls == 1
+
+
+async def test_what_passes_is_retried(client, edges, monkeypatch):
+    whole = edges.application.create
+    refusals = [errors.Unavailable("no node is ready", retry_after_s=0.01)]
+
+    async def later(*args, **kwargs):
+        if refusals:
+            raise refusals.pop()
+        return await whole(*args, **kwargs)
+
+    monkeypatch.setattr(edges.application, "create", later)
+    assert (await client.videos.create(prompt="x")).status == "queued"
+
+
+async def test_a_cancelled_video_polls_as_failed(client, edges):
+    edges.application.hold = True
+    video = await client.videos.create(prompt="x")
+    await client.post(f"/videos/{video.id}/cancel", cast_to=object)
+    polled = await client.videos.poll(video.id, poll_interval_ms=10)
+    assert polled.status == "failed"
+    assert polled.error.code == "cancelled"
+
+
+async def test_the_sync_client_works_too(edges):
+    def use():
+        with openai.OpenAI(api_key=edges.issuer.issue(), base_url=f"{edges.http_url}/v1") as client:
+            video = client.videos.create_and_poll(prompt="a panda", poll_interval_ms=10)
+            return client.videos.download_content(video.id).content
+
+    assert len(await asyncio.to_thread(use)) == 10_000
