@@ -158,8 +158,8 @@ class Store(Protocol):
     """A store that keeps every promise below through the loss of its server.
 
     All calls may raise StoreUnavailableError, StoreRestoredError, StoreDeniedError and
-    StoreRefusedError (see ``control_plane.errors``). Reads are repeated inside; a write that was sent is
-    never repeated: no answer to it is OutcomeUnknownError, and
+    StoreRefusedError (see ``control_plane.errors``). Reads are repeated inside; a write
+    that was sent is never repeated: no answer to it is OutcomeUnknownError, and
     :class:`~control_plane.store.writer.FencedWriter` finds out. Cancelling a write
     leaves its outcome unknown likewise.
     """

@@ -24,6 +24,9 @@ _log = structlog.get_logger("control_plane.store.connection")
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_time_ms", 5_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    # A keepalive that finds gRPC's own bandwidth probe on its way waits for that one
+    # instead, and its timeout is a minute by default: a cut could go unnoticed so long.
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.keepalive_permit_without_calls", 0),
     ("grpc.http2.max_pings_without_data", 0),
     # A listing of 250 records of 16 KiB, and a fragment of a watch's replay, fit.
