@@ -21,6 +21,7 @@ from typing import Final
 
 TRIES_PER_EPOCH: Final = 1 << 10
 MAX_EPOCH: Final = (1 << 22) - 1
+FIRST_ATTEMPT: Final = 1
 
 _N_BITS: Final = 32
 REPLAY_N: Final = 1 << 31

@@ -142,6 +142,7 @@ def _lifetimes(
     )
     return Lifetimes(
         runner=runner,
+        waiting=waiting,
         committer=committer,
         clock=ground.clock,
         scope=ground.scope,

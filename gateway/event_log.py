@@ -17,7 +17,7 @@ from typing import Final
 
 from reelmesh.v1 import node_service_pb2, video_pb2
 
-from gateway.attempts import TERMINAL_N, seq_of
+from gateway.attempts import FIRST_ATTEMPT, TERMINAL_N, seq_of
 from gateway.spool import BytesGone, VideoBytes
 
 TERMINAL_KINDS: Final = ("completed", "failed", "cancelled")
@@ -104,6 +104,7 @@ class EventLog:
         """Makes an attempt current; any but the first is announced with RESTARTED."""
         if self.attempt:
             self._reset()
+        if attempt > FIRST_ATTEMPT:
             restarted = video_pb2.RestartedEvent(attempt=attempt, reason=reason)
             seq = seq_of(attempt, 0)
             self._entries.append(_Entry(seq, self._event(seq, restarted=restarted)))

@@ -9,8 +9,8 @@ from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway.event_log import EventLog, terminal_event
 from gateway.node_link import NodeLink
-from gateway.placement import Ask
 from gateway.records import last_attempt
+from gateway.waiting import Ticket
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -20,7 +20,7 @@ class Execution:
     record: job_service_pb2.JobRecord
     """As admitted, with status and attempts as they now are; terminal once ended."""
     log: EventLog
-    ask: Ask
+    ticket: Ticket
     deadline_at_s: float
     """Monotonic."""
     keep: bool

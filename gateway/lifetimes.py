@@ -11,6 +11,7 @@ from reelmesh.v1 import video_pb2
 from gateway.commit import Committer
 from gateway.execution import Execution
 from gateway.runner import Runner
+from gateway.waiting import WaitingRoom
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 
@@ -33,6 +34,7 @@ class Lifetimes:
         self,
         *,
         runner: Runner,
+        waiting: WaitingRoom,
         committer: Committer,
         clock: Clock,
         scope: TaskScope,
@@ -40,6 +42,7 @@ class Lifetimes:
         linger_s: float,
     ) -> None:
         self._runner = runner
+        self._waiting = waiting
         self._committer = committer
         self._clock = clock
         self._scope = scope
@@ -73,29 +76,21 @@ class Lifetimes:
         self._live += 1
         self._idle.clear()
         execution.log.on_readers = partial(self._readers_changed, execution)
-        execution.task = self._scope.spawn(
-            self._live_through(execution), name=f"job/{execution.video_id}"
-        )
-        if not execution.keep:
-            self._readers_changed(execution, 0)
-
-    async def _live_through(self, execution: Execution) -> None:
-        structlog.contextvars.bind_contextvars(job_id=execution.video_id)
         left_s = execution.deadline_at_s - self._clock.monotonic()
         deadline = self._scope.spawn(
             self._expire(execution, left_s), name=f"deadline/{execution.video_id}"
         )
-        try:
-            await self._runner.run(execution)
-        except asyncio.CancelledError:
-            # Whoever made the record terminal stops the run; a scope that closes does not.
-            if not execution.ended.is_set():
-                raise
-        finally:
-            deadline.cancel()
-            self._end(execution)
+        execution.task = self._scope.spawn(
+            self._runner.run(execution), name=f"job/{execution.video_id}"
+        )
+        # No finally inside the task: one that is cancelled before its first step runs none.
+        execution.task.add_done_callback(lambda _task: self._end(execution, deadline))
+        if not execution.keep:
+            self._readers_changed(execution, 0)
 
-    def _end(self, execution: Execution) -> None:
+    def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
+        deadline.cancel()
+        self._waiting.abandon(execution.ticket)
         self._live -= 1
         if not self._live:
             self._idle.set()
@@ -183,4 +178,4 @@ class Lifetimes:
     def close(self) -> None:
         """Starts nothing more; the scope is about to cancel what is left."""
         self.draining = self._closed = True
-        self._runner.close()
+        self._waiting.close()

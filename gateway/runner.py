@@ -68,8 +68,7 @@ class Runner:
         Cancellation gives up the node's stream and its place in the line; the run at
         the node is not cancelled by that.
         """
-        ticket = self._waiting.ticket(execution.video_id, execution.ask, execution.log.requeue)
-        course = _Course(ticket)
+        course = _Course(execution.ticket)
         with _tracer.start_as_current_span("gateway.run"):
             for try_ in itertools.count(1):
                 fault = await self._try(execution, course, try_)
@@ -81,10 +80,6 @@ class Runner:
                     return
                 execution.log.begin(ordinal_of(execution.epoch, try_ + 1), fault.code)
                 await self._await_retry_budget()
-
-    def close(self) -> None:
-        """Places nothing more."""
-        self._waiting.close()
 
     async def _try(self, execution: Execution, course: _Course, try_: int) -> Fault | None:
         """One try, placed as often as nodes are found full; None: the record is terminal."""

@@ -193,20 +193,18 @@ class Videos:
     ) -> Execution:
         video = record.video
         wait_s = self._waiting.predicted_wait_s(ask.model) or 0.0
-        log = EventLog(
-            video_id=video.id,
-            new_bytes=self._new_bytes,
-            queued=video_pb2.QueuedEvent(
-                position=len(self._waiting), eta_s=wait_s, durable=video.durable, spec=video.spec
-            ),
+        position = self._waiting.ahead(ask.model)
+        queued = video_pb2.QueuedEvent(
+            position=position, eta_s=wait_s, durable=video.durable, spec=video.spec
         )
+        log = EventLog(video_id=video.id, new_bytes=self._new_bytes, queued=queued)
         lifetime_s = self._max_lifetime_s
         if options.HasField("deadline_s"):
             lifetime_s = options.deadline_s
         return Execution(
             record=record,
             log=log,
-            ask=ask,
+            ticket=self._waiting.enter(video.id, ask, log.requeue),
             deadline_at_s=self._clock.monotonic() + lifetime_s,
             keep=keep,
         )

@@ -76,6 +76,10 @@ class WaitingRoom:
         """Jobs that wait."""
         return sum(len(line) for line in self._lines.values())
 
+    def ahead(self, model: ModelKey) -> int:
+        """Jobs that a new one would wait behind."""
+        return len(self._lines.get(model, ()))
+
     @property
     def full(self) -> bool:
         """Whether one more job is one too many."""
@@ -89,38 +93,52 @@ class WaitingRoom:
 
     # --- in and out ---
 
-    def ticket(self, job_id: str, ask: Ask, on_position: Callable[[int, float], None]) -> Ticket:
-        """A place at the end of the line, for :meth:`place`."""
-        return Ticket(job_id, next(self._orders), ask, on_position)
+    def enter(self, job_id: str, ask: Ask, on_position: Callable[[int, float], None]) -> Ticket:
+        """Takes a place at the end of the line, and a node at once where one is free.
 
-    async def place(self, ticket: Ticket) -> NodeLink:
-        """Waits for a node and counts the job as sent to it.
-
-        The caller must :meth:`leave` the node when the run has ended. Cancellation
-        leaves the line, and the node if one was just given.
+        Follow with :meth:`place`, or with :meth:`abandon` where that is never awaited.
         """
-        line = self._lines.setdefault(ticket.ask.model, [])
-        if not line or ticket.order < line[0].order:
-            link = self._try(ticket, self._fleet.views(self._clock.monotonic()))
-            if link is not None:
-                return link
+        ticket = Ticket(job_id, next(self._orders), ask, on_position)
+        self._stand(ticket)
+        return ticket
+
+    def _stand(self, ticket: Ticket) -> None:
         future: asyncio.Future[NodeLink] = asyncio.get_running_loop().create_future()
         ticket.placed = future
+        line = self._lines.setdefault(ticket.ask.model, [])
         bisect.insort(line, ticket, key=lambda other: other.order)
-        self._tell_soon()
+        # Those before it may be held by rules that do not hold this one.
+        self.pump()
+        if ticket in line:
+            self._tell_soon()
+
+    async def place(self, ticket: Ticket) -> NodeLink:
+        """Waits for the ticket's node; the job counts as sent to it.
+
+        A ticket that was placed before stands in line again where it stood. The caller
+        must :meth:`leave` the node when the run has ended. Cancellation leaves the
+        line, and the node if one was just given.
+        """
+        if ticket.placed is None:
+            self._stand(ticket)
+        assert ticket.placed is not None  # noqa: S101 - for mypy: _stand sets it
         try:
-            # One in front of it may be held by a rule that does not hold this one.
-            self.pump()
-            return await future
+            link = await ticket.placed
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.leave(future.result(), ticket.job_id)
+            self.abandon(ticket)
             raise
-        finally:
-            ticket.placed = None
-            if ticket in line:
-                line.remove(ticket)
-                self._tell_soon()
+        ticket.placed = None
+        return link
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Gives up a place in the line, or the node that it brought and nobody took."""
+        placed, ticket.placed = ticket.placed, None
+        line = self._lines[ticket.ask.model]
+        if ticket in line:
+            line.remove(ticket)
+            self._tell_soon()
+        elif placed is not None and placed.done() and not placed.cancelled():
+            self.leave(placed.result(), ticket.job_id)
 
     def leave(self, link: NodeLink, job_id: str) -> None:
         """The job's run on the node has ended, however it did."""
