@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from wan_t2v_sdk.errors import IntegrityError, ServerError
+from wan_t2v_sdk.saving import save_whole
 
 MEMORY_LIMIT_BYTES = 16 * 1024 * 1024
 SIZE_LIMIT_BYTES = 4 * 1024**3
@@ -103,25 +104,8 @@ class VideoBuffer:
         Raises:
             OSError: The folder is missing or full; an older file is left as it was.
         """
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as target:
-                shutil.copyfileobj(self.open(), target, _COPY_BYTES)
-            # mkstemp makes it private; a saved video is as readable as any new file.
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        save_whole(path, lambda target: shutil.copyfileobj(self.open(), target, _COPY_BYTES))
 
     def close(self) -> None:
         """Frees memory and file; idempotent."""
         self._file.close()
-
-
-def _umask() -> int:
-    # There is no way to read it without setting it.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

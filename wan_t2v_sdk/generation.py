@@ -43,6 +43,8 @@ from wan_t2v_sdk.result import GenerationResult, facts_of
 from wan_t2v_sdk.tracing import trace_id_of
 
 CANCEL_TIMEOUT_S = 3.0
+# Under a second where another gateway waits to be asked.
+RESUME_ATTEMPTS_BEFORE_NEXT = 2
 MAX_PAUSE_S = 30.0
 
 Notify = Callable[[VideoEvent], Awaitable[None]]
@@ -121,9 +123,10 @@ class Generation:
         last: ReelmeshError = UnavailableError("no gateway is known")
         if self._assembly.video_id:
             connections = self._router.for_video(self._assembly.video_id, connections)
+        patience = RESUME_ATTEMPTS if len(connections) == 1 else RESUME_ATTEMPTS_BEFORE_NEXT
         for connection in connections:
             try:
-                await self._follow(connection)
+                await self._follow(connection, patience=patience)
             except GenerationFailedError as error:
                 if not error.retryable or self._order.spec is None:
                     raise
@@ -138,8 +141,11 @@ class Generation:
                 return None
         return last
 
-    async def _follow(self, connection: Connection) -> None:
-        """Follows the video on one gateway to its end, over several streams if need be."""
+    async def _follow(self, connection: Connection, *, patience: int) -> None:
+        """Follows the video on one gateway to its end, over several streams if need be.
+
+        Gives up after ``patience`` streams in a row that brought nothing new.
+        """
         breaks = 0
         while True:
             seen = self._assembly.last_seq
@@ -161,7 +167,7 @@ class Generation:
                 self._assembly.rewind()
                 lost = error
             breaks = 1 if self._assembly.last_seq > seen else breaks + 1
-            if breaks > RESUME_ATTEMPTS:
+            if breaks > patience:
                 raise lost
             await self._say_reconnecting(lost)
             await asyncio.sleep(resume_delay_s(breaks))

@@ -1,0 +1,1 @@
+"""A whole mesh on one machine, as processes: planned, started, watched and stopped."""

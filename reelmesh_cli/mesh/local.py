@@ -1,0 +1,88 @@
+"""A local mesh from its options to its end: the composition of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reelkit.clock import Clock, SystemClock
+from reelmesh_cli.mesh.keys import write_keys
+from reelmesh_cli.mesh.live_board import LiveBoard
+from reelmesh_cli.mesh.model import make_random_model, named_model, shipped_model
+from reelmesh_cli.mesh.ports import free_ports
+from reelmesh_cli.mesh.programs import find_programs
+from reelmesh_cli.mesh.state_dir import hold_state_dir
+from reelmesh_cli.mesh.supervisor import Mesh, Supervision, run_mesh
+from reelmesh_cli.mesh.topology import MeshOptions, check_options, plan_mesh
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalMesh:
+    """What ``reelmesh up`` was asked for."""
+
+    regions: str
+    nodes_per_region: int
+    state_dir: Path
+    model: str | None
+    threads: int
+    restart: bool
+    start_timeout_s: float
+
+
+@contextlib.asynccontextmanager
+async def local_mesh(
+    asked: LocalMesh, *, board: LiveBoard, on_made: Callable[[Mesh], None]
+) -> AsyncIterator[Mesh]:
+    """A mesh that serves inside the block; nothing of it is left after the block.
+
+    Args:
+        asked: What to run.
+        board: Where progress is told.
+        on_made: Called before the first process is started, so that a signal's handler
+            can kill what there is.
+
+    Raises:
+        CommandError: It cannot be had; says what to do.
+    """
+    clock: Clock = SystemClock()
+    regions = check_options(asked.regions, asked.nodes_per_region)
+    programs = find_programs()
+    with hold_state_dir(asked.state_dir) as folder:
+        options = MeshOptions(
+            regions=regions,
+            nodes_per_region=asked.nodes_per_region,
+            state_dir=folder,
+            model_source=await _model_source(asked.model, folder, board),
+            threads=asked.threads,
+        )
+        tokens = write_keys(folder / "keys", now=dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC))
+        with free_ports() as ports:
+            plan = plan_mesh(options, ports=ports, programs=programs)
+        board.expect(plan.processes)
+        supervision = Supervision(restart=asked.restart, start_timeout_s=asked.start_timeout_s)
+        async with run_mesh(
+            plan,
+            tokens=tokens,
+            supervision=supervision,
+            board=board,
+            clock=clock,
+            on_made=on_made,
+        ) as mesh:
+            yield mesh
+
+
+async def _model_source(model: str | None, folder: Path, board: LiveBoard) -> str:
+    if model is not None:
+        return named_model(model)
+    shipped = shipped_model()
+    if shipped is not None:
+        return str(shipped)
+    random = folder / "models" / "random"
+    if not random.exists():
+        board.warn(
+            "no demo model is installed: making a small one of random weights; it draws noise"
+        )
+    return str(await make_random_model(random))

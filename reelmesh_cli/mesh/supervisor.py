@@ -1,0 +1,268 @@
+"""The mesh as a whole: started in order, watched, written to mesh.json, stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from reelmesh.v1 import node_pb2
+
+from reelkit.clock import Clock
+from reelkit.files import write_atomic, write_json_atomic
+from reelkit.tasks import TaskScope, cancel_on_exit
+from reelmesh_cli.errors import MeshStartError
+from reelmesh_cli.mesh import node_watch, probes
+from reelmesh_cli.mesh.board import Board
+from reelmesh_cli.mesh.keys import Tokens
+from reelmesh_cli.mesh.mesh_file import WorkerEntry, mesh_document
+from reelmesh_cli.mesh.process import Child, describe_exit, log_tail
+from reelmesh_cli.mesh.state_dir import MESH_FILE
+from reelmesh_cli.mesh.topology import DRAIN_S, MeshPlan, ProcessPlan, Role
+
+STOP_GRACE_S = DRAIN_S + 5.0
+# Those who take work first, those whom others need last.
+_STOP_ORDER: tuple[Role, ...] = ("gateway", "node-agent", "control-plane", "etcd")
+_FIRST_RESTART_S, _MAX_RESTART_S = 0.5, 10.0
+# A process that lived this long was healthy: its next restart is at once.
+_HEALTHY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervision:
+    """How the mesh is kept."""
+
+    restart: bool
+    """Start a process again that died."""
+    start_timeout_s: float
+    """Time until every gateway must serve, loading of the model included."""
+
+
+@contextlib.asynccontextmanager
+async def run_mesh(
+    plan: MeshPlan,
+    *,
+    tokens: Tokens,
+    supervision: Supervision,
+    board: Board,
+    clock: Clock,
+    on_made: Callable[[Mesh], None],
+) -> AsyncIterator[Mesh]:
+    """A mesh that serves; ``mesh.json`` is there inside the block and gone after it.
+
+    However the block or the start is left, every process is stopped.
+
+    Raises:
+        MeshStartError: A process did not come up; names its log.
+    """
+    async with TaskScope("mesh") as scope:
+        mesh = Mesh(
+            plan, tokens=tokens, supervision=supervision, board=board, clock=clock, scope=scope
+        )
+        on_made(mesh)
+        try:
+            await mesh.bring_up()
+            yield mesh
+        finally:
+            await mesh.stop()
+
+
+class Mesh:
+    """A running mesh; made by :func:`run_mesh`."""
+
+    def __init__(
+        self,
+        plan: MeshPlan,
+        *,
+        tokens: Tokens,
+        supervision: Supervision,
+        board: Board,
+        clock: Clock,
+        scope: TaskScope,
+    ) -> None:
+        self.plan = plan
+        self.tokens = tokens
+        self._supervision = supervision
+        self._board = board
+        self._clock = clock
+        self._scope = scope
+        self._children: dict[str, Child] = {}
+        self._workers: dict[str, tuple[WorkerEntry, ...]] = {}
+        self._ready_nodes: set[str] = set()
+        self._delays: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._first_death: asyncio.Future[MeshStartError] | None = None
+        self._serving = False
+        self._stopping = False
+
+    @property
+    def mesh_file(self) -> Path:
+        """Where mesh.json lies."""
+        return self.plan.options.state_dir / MESH_FILE
+
+    async def bring_up(self) -> None:
+        """Starts every process and returns once every gateway serves its region.
+
+        Raises:
+            MeshStartError: A process died or the time is over.
+        """
+        self._write_configs()
+        self._first_death = asyncio.get_running_loop().create_future()
+        starting = self._scope.spawn(self._start_in_order(), name="start", fatal=False)
+        async with cancel_on_exit(starting):
+            watched: list[asyncio.Future[Any]] = [starting, self._first_death]
+            await asyncio.wait(
+                watched,
+                timeout=self._supervision.start_timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._first_death.done():
+                raise self._first_death.result()
+            if not starting.done():
+                raise MeshStartError(
+                    f"the mesh did not serve within {self._supervision.start_timeout_s:g} s",
+                    hint=f"the logs are in {self.plan.options.state_dir / 'logs'}; a large model "
+                    "needs more time: --start-timeout",
+                )
+            starting.result()
+        self._serving = True
+        self._write_mesh_file()
+
+    async def stop(self) -> None:
+        """Stops every process, those that take work first; idempotent."""
+        self._stopping = True
+        self.mesh_file.unlink(missing_ok=True)
+        for role in _STOP_ORDER:
+            children = [
+                child
+                for child in self._children.values()
+                if child.plan.role == role and child.exit_code is None
+            ]
+            for child in children:
+                self._board.say(child.plan, "stopping")
+            await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in children))
+            for child in children:
+                self._board.say(child.plan, "stopped")
+
+    def kill_at_once(self) -> None:
+        """Kills every process without waiting: the person asked twice."""
+        self._stopping = True
+        for child in self._children.values():
+            child.kill_at_once()
+        self.mesh_file.unlink(missing_ok=True)
+
+    async def _start_in_order(self) -> None:
+        for etcd in self.plan.of_role("etcd"):
+            await self._start(etcd)
+            await probes.wait_for_etcd(etcd.address)
+            self._board.say(etcd, "ready")
+        await self._start_listening(self.plan.of_role("control-plane"))
+        nodes = self.plan.of_role("node-agent")
+        for node in nodes:
+            self._scope.spawn(self._watch_node(node), name=f"watch {node.id}")
+        await self._start_listening((*nodes, *self.plan.of_role("gateway")))
+        await self._until_nodes_are_ready()
+        gateways = self.plan.of_role("gateway")
+        await asyncio.gather(*(self._until_serving(each) for each in gateways))
+
+    async def _start_listening(self, plans: Sequence[ProcessPlan]) -> None:
+        """Starts these and returns once each listens."""
+        await asyncio.gather(*(self._start(plan) for plan in plans))
+        for plan in plans:
+            if plan.ready_file is not None:
+                await probes.wait_for_file(plan.ready_file)
+                if plan.role != "node-agent":
+                    self._board.say(plan, "ready" if plan.role == "control-plane" else "listening")
+
+    async def _start(self, plan: ProcessPlan) -> None:
+        self._board.say(plan, "starting")
+        try:
+            child = await Child.start(plan, state_dir=self.plan.options.state_dir)
+        except OSError as error:
+            raise MeshStartError(f"{plan.id} cannot be started: {error}") from None
+        if self._stopping:
+            await child.kill()
+            return
+        self._children[plan.id] = child
+        self._scope.spawn(self._wait_for_death(child), name=f"wait {plan.id}")
+
+    async def _wait_for_death(self, child: Child) -> None:
+        plan, began_s = child.plan, self._clock.monotonic()
+        code = await child.wait()
+        self._workers.pop(plan.id, None)
+        self._ready_nodes.discard(plan.id)
+        if self._stopping:
+            return
+        self._board.say(plan, describe_exit(code))
+        log = self.plan.options.state_dir / plan.log
+        if not self._serving:
+            if self._first_death is not None and not self._first_death.done():
+                self._first_death.set_result(
+                    MeshStartError(
+                        f"{plan.id} ended while the mesh was starting ({describe_exit(code)})",
+                        hint=f"the end of {log}:\n{log_tail(log)}",
+                    )
+                )
+            return
+        self._write_mesh_file()
+        self._board.warn(f"{plan.id} ended: {describe_exit(code)}; its log is {log}")
+        if self._supervision.restart:
+            await self._restart(plan, lived_s=self._clock.monotonic() - began_s)
+
+    async def _restart(self, plan: ProcessPlan, *, lived_s: float) -> None:
+        delay_s = _FIRST_RESTART_S if lived_s > _HEALTHY_S else self._next_delay_s(plan)
+        await self._clock.sleep(delay_s)
+        if not self._stopping:
+            await self._start(plan)
+            self._write_mesh_file()
+
+    def _next_delay_s(self, plan: ProcessPlan) -> float:
+        delay_s = self._delays.get(plan.id, _FIRST_RESTART_S)
+        self._delays[plan.id] = min(2 * delay_s, _MAX_RESTART_S)
+        return delay_s
+
+    async def _until_nodes_are_ready(self) -> None:
+        wanted = {node.id for node in self.plan.of_role("node-agent")}
+        while not wanted <= self._ready_nodes:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _until_serving(self, gateway: ProcessPlan) -> None:
+        region = self.plan.regions[gateway.region or ""]
+        while True:
+            ready, reason = await probes.readiness(region.http)
+            self._board.say(gateway, "ready" if ready else f"waiting: {reason or 'not ready'}")
+            if ready:
+                return
+            await asyncio.sleep(probes.POLL_S)
+
+    async def _watch_node(self, plan: ProcessPlan) -> None:
+        def on_status(status: node_pb2.NodeStatus) -> None:
+            self._board.say(plan, node_watch.describe(status))
+            if node_watch.is_ready(status):
+                self._ready_nodes.add(plan.id)
+            workers = node_watch.live_workers(status)
+            if workers != self._workers.get(plan.id):
+                self._workers[plan.id] = workers
+                if self._serving and not self._stopping:
+                    self._write_mesh_file()
+            self._changed.set()
+
+        await node_watch.watch_node(plan.address, on_status, clock=self._clock)
+
+    def _write_configs(self) -> None:
+        for plan in self.plan.processes:
+            if plan.config is not None and plan.config_file is not None:
+                text = yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True)
+                write_atomic(plan.config_file, text.encode())
+
+    def _write_mesh_file(self) -> None:
+        pids = {
+            name: child.pid for name, child in self._children.items() if child.exit_code is None
+        }
+        document = mesh_document(self.plan, pids=pids, workers=self._workers, tokens=self.tokens)
+        write_json_atomic(self.mesh_file, document)
