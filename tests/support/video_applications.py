@@ -1,8 +1,10 @@
-"""Harnesses of the application port's contract suite."""
+"""Harnesses of the application port's contract suite: the fake, and the real over a fake node."""
 
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+from reelmesh.v1 import video_pb2
 
 from gateway.application import VideoApplication
 from gateway.fake_application import FakeApplication
@@ -19,6 +21,7 @@ class FakeHarness:
         self.application: VideoApplication = self._fake
 
     async def finish(self, video_id: str) -> None:
+        """The video completes, and its record says so."""
         self._fake.progress(video_id, 1)
         self._fake.finish(video_id)
 
@@ -28,30 +31,35 @@ async def fake_harness(_tmp_path: Path) -> AsyncIterator[FakeHarness]:
     yield FakeHarness()
 
 
-class GatewayHarness:
-    """The real one over a fake node whose runs wait for the test."""
+class RealHarness:
+    """The gateway's own application, over a node that waits for the test."""
 
     def __init__(self, gateway: Gateway, node: FakeNode) -> None:
+        self._gateway = gateway
         self._node = node
         self.application: VideoApplication = gateway.videos
 
     async def finish(self, video_id: str) -> None:
+        """Likewise; another video may run on the node meanwhile."""
         await self._node.until(lambda: video_id in self._node.live)
-        run = self._node.live[video_id]
-        run.go.set()
-        await run.ended.wait()
+        self._node.live[video_id].go.set()
+        execution = self._gateway.core.lifetimes.get(video_id)
+        assert execution is not None
+        await self._gateway.until(
+            lambda: execution.video().status == video_pb2.VIDEO_STATUS_COMPLETED
+        )
 
 
 @contextlib.asynccontextmanager
-async def gateway_harness(tmp_path: Path) -> AsyncIterator[GatewayHarness]:
-    node = FakeNode("n0", slots=100)
-    node.default = held()
+async def real_harness(tmp_path: Path) -> AsyncIterator[RealHarness]:
+    node = FakeNode("n0")
+    node.default = held(before=2)
     async with (
         serve_node(node),
         open_gateway(tmp_path, runs={"client_grace_s": 0.1}) as gateway,
     ):
         await gateway.know(node)
-        yield GatewayHarness(gateway, node)
+        yield RealHarness(gateway, node)
 
 
-HARNESSES = [fake_harness, gateway_harness]
+HARNESSES = [fake_harness, real_harness]
