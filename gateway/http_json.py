@@ -38,6 +38,11 @@ def to_json(message: Message) -> dict[str, Any]:
     return found
 
 
+def finite(value: float) -> float | None:
+    """The figure, or None (null) where JSON has no word for it."""
+    return value if math.isfinite(value) else None
+
+
 def _value(value: Any, enum: Any) -> Any:
     if isinstance(value, Timestamp):
         return value.seconds
@@ -46,7 +51,7 @@ def _value(value: Any, enum: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return finite(value)
     return value if enum is None else _enum_name(enum, value)
 
 

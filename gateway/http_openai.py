@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2
 
-from gateway.http_json import to_json
+from gateway.http_json import finite, to_json
 
 # OpenAI knows no cancelled video: it reads as failed, with a code that says so.
 _STATUS = {
@@ -45,17 +46,17 @@ def video_object(video: video_pb2.Video) -> dict[str, Any]:
 
 def _own_fields(video: video_pb2.Video) -> dict[str, Any]:
     spec = video.spec
-    wished = spec.requested_seconds if spec.HasField("requested_seconds") else None
+    wished = finite(spec.requested_seconds) if spec.HasField("requested_seconds") else None
     return {
         "model_version": spec.model_version,
         "width": spec.width,
         "height": spec.height,
         "num_frames": spec.num_frames,
-        "fps": spec.fps,
+        "fps": finite(spec.fps),
         "negative_prompt": spec.negative_prompt,
         "num_inference_steps": spec.steps,
-        "guidance_scale": spec.guidance_scale,
-        "flow_shift": spec.flow_shift,
+        "guidance_scale": finite(spec.guidance_scale),
+        "flow_shift": finite(spec.flow_shift),
         "seed": spec.seed,
         "requested": {"resolution": spec.requested_resolution or None, "seconds": wished},
         "region": video.region,
@@ -126,7 +127,7 @@ def _time_or_none(video: video_pb2.Video, name: str) -> int | None:
 
 
 def _seconds(spec: video_pb2.ResolvedSpec) -> str:
-    if spec.fps <= 0 or spec.num_frames == 0:
+    if not 0 < spec.fps < math.inf or spec.num_frames == 0:
         return "0"
     # The first frame stands at 0 s: n frames last (n - 1) / fps, as SecondsRule has it.
     return f"{round((spec.num_frames - 1) / spec.fps, 3):g}"

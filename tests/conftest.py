@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.models import make_model
+
+# Shared machines are slow at times: an example that takes long is no failure.
+hypothesis.settings.register_profile("reelmesh", deadline=None)
+hypothesis.settings.load_profile("reelmesh")
 
 
 @pytest.fixture(scope="session")
