@@ -129,6 +129,8 @@ def write_manifest(path: Path, fields: dict[str, Any]) -> ModelFolder:
         raise ModelFolderError(f"{path}: {_describe(error)}") from None
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
     write_atomic(path / MANIFEST_NAME, text.encode() + b"\n")
+    # A temporary file is its owner's alone; weights are read by whoever serves them.
+    (path / MANIFEST_NAME).chmod(0o644)
     return open_model_folder(path)
 
 

@@ -128,8 +128,6 @@ class Sampler:
             fence.drain()
             self._forget_run()
             raise
-        if self._pipe.transformer.is_cache_enabled:
-            self._pipe.transformer._reset_stateful_cache()  # noqa: SLF001 - diffusers has no public one
         return latents
 
     def _embed(self, text: str) -> torch.Tensor:
@@ -151,7 +149,7 @@ class Sampler:
 
     def _forget_run(self) -> None:
         """Clears what a run that was stopped between two steps leaves behind."""
-        # Step caches (FirstBlockCache, MagCache) would carry over into the next run.
-        self._pipe.transformer._reset_stateful_cache()  # noqa: SLF001 - as above
+        # The stock call does this at its end, which was not reached: step caches
+        # (FirstBlockCache, MagCache) would carry over into the next run.
         self._pipe.maybe_free_model_hooks()
         self._new_scheduler(self._pipe.scheduler.config[self._shift_key])

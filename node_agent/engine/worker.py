@@ -73,6 +73,7 @@ class Worker:
         self._provider = provider
         self._commands: queue.Queue[Command] = queue.Queue(_MAX_WAITING_RUNS + 1)
         self._runs: dict[str, Run] = {}
+        self._ready = False
         self._state: node_pb2.WorkerState.ValueType = node_pb2.WORKER_STATE_UNSPECIFIED
         self._tail = Tail(self._open_encoder)
 
@@ -118,6 +119,8 @@ class Worker:
         artist = self._make_artist(model)
         units_per_second = measure_speed(model.folder.manifest, artist)
         _log.info("model warm", units_per_second=round(units_per_second, 3))
+        # Before the agent hears of it: its first job may come at once.
+        self._ready = True
         loaded = worker_pb2.WorkerLoaded(
             model=model.folder.to_model_info(), units_per_second=units_per_second
         )
@@ -210,11 +213,7 @@ class Worker:
         spec = video_pb2.ResolvedSpec()
         spec.CopyFrom(command.spec)
         run = Run(command.run_id, command.attempt, spec, command.traceparent, self._wire.send)
-        if self._state in (
-            node_pb2.WORKER_STATE_STARTING,
-            node_pb2.WORKER_STATE_LOADING,
-            node_pb2.WORKER_STATE_WARMING,
-        ):
+        if not self._ready:
             run.end_failed(_NOT_READY)
             return
         self._runs[run.run_id] = run

@@ -59,8 +59,10 @@ class Agent:
     async def next_of_run(self, run_id: str, *kinds: str):
         while True:
             event = (await self.next("run")).run
-            if event.run_id == run_id and event.event.WhichOneof("event") in kinds:
+            kind = event.event.WhichOneof("event")
+            if event.run_id == run_id and kind in kinds:
                 return event.event
+            assert event.run_id != run_id or kind not in TERMINAL, f"{run_id}: {event.event}"
 
     async def until_gone(self) -> int | None:
         """Reads to the end and returns the exit code."""
