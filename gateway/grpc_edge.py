@@ -97,9 +97,10 @@ class GrpcEdge:
                 endpoint[1:],
                 context=context_from_metadata(metadata),
                 kind=trace.SpanKind.SERVER,
+                attributes={"rpc.system": "grpc"},
                 record_exception=False,
             )
-            with span, self._measured(endpoint) as outcome:
+            with span as current, self._measured(endpoint) as outcome:
                 try:
                     caller = await self._verifier.verify(_authorization(metadata))
                     access.require(caller, scope)
@@ -115,6 +116,7 @@ class GrpcEdge:
                     outcome.code = grpc.StatusCode.OK.name
                     return answered
                 outcome.code = status.code.name
+                current.set_attribute("rpc.grpc.status_code", status.code.value[0])
                 await context.abort(status.code, status.details, status.trailing_metadata)
                 return None
 

@@ -23,7 +23,7 @@ from gateway.edge_config import EdgeConfig
 from gateway.edge_metrics import EdgeMetrics
 from gateway.http_body import read_create_request
 from gateway.http_content import send_content
-from gateway.http_edge import CALLER, edge_middleware
+from gateway.http_edge import CALLER, edge_middleware, sign
 from gateway.http_json import dumps
 from gateway.http_openai import deleted_object, model_list, region_list, video_list, video_object
 from gateway.http_problem import problem_of_status, problem_response
@@ -192,8 +192,8 @@ def _json(
 
 
 async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
-    """Says the product and not, as aiohttp does, the versions that it runs on."""
-    response.headers[hdrs.SERVER] = "reelmesh"
+    """For streams, whose headers are sent before the middleware sees their end."""
+    sign(response)
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

@@ -129,6 +129,7 @@ def _headers(video_id: str, etag: str) -> dict[str, str]:
         hdrs.CONTENT_DISPOSITION: f'attachment; filename="{video_id}.mp4"',
         hdrs.ACCEPT_RANGES: "bytes",
         hdrs.ETAG: etag,
+        "X-Content-Type-Options": "nosniff",
         # The tenant's own, and never another: a finished video does not change.
         hdrs.CACHE_CONTROL: "private, max-age=3600, immutable",
     }

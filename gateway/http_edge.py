@@ -26,6 +26,7 @@ CALLER = web.RequestKey("caller", Caller)
 _UNMATCHED = "unmatched"
 # As nginx counts a client that left before its answer.
 _CLIENT_LEFT = "499"
+_REQUEST_ID = "x-request-id"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -44,12 +45,14 @@ def edge_middleware(*, verifier: TokenVerifier, metrics: EdgeMetrics, clock: Clo
             f"{method} {template}",
             context=context_from({k.lower(): v for k, v in _trace_headers(request)}),
             kind=trace.SpanKind.SERVER,
+            attributes={"http.request.method": method, "http.route": template},
             record_exception=False,
         )
         try:
-            with span:
+            with span as current:
                 response = await _answer(request, handler, verifier)
                 code = str(response.status)
+                current.set_attribute("http.response.status_code", response.status)
                 return response
         finally:
             metrics.ended(**labels, code=code, seconds=clock.monotonic() - started_s)
@@ -81,11 +84,19 @@ async def _answer(
     except Exception:  # noqa: BLE001 - the process's boundary: logged, and told without detail
         _log.exception("unexpected error", route=_template(request), method=request.method)
         response = _problem(request, problem_of_status(500))
-    trace_id = current_trace_id()
-    if trace_id is not None and not response.prepared:
-        # OpenAI's clients show it as the request's id.
-        response.headers["x-request-id"] = trace_id
+    if not response.prepared:
+        sign(response)
     return response
+
+
+def sign(response: web.StreamResponse) -> None:
+    """Names the request and the product in an answer's headers, before they are sent."""
+    trace_id = current_trace_id()
+    if trace_id is not None:
+        # OpenAI's clients show it as the request's id.
+        response.headers[_REQUEST_ID] = trace_id
+    # aiohttp would tell the versions that it runs on.
+    response.headers[hdrs.SERVER] = "reelmesh"
 
 
 def _problem(request: web.Request, problem: Problem) -> web.Response:

@@ -31,8 +31,11 @@ class _ProblemProtocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - quotes what the client sent
     ) -> web.StreamResponse:
-        cause = type(exc).__name__ if exc is not None else ""
-        _log.debug("request could not be read", status=status, cause=cause)
+        if status >= 500 and not isinstance(exc, ConnectionError):
+            _log.error("unexpected error outside the routes", exc_info=exc)
+        else:
+            # Without the text of the error: it quotes what the client sent.
+            _log.debug("request could not be read", status=status, cause=type(exc).__name__)
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer is sent; the connection is cut")
         response = problem_response(problem_of_status(status), instance="/")
@@ -61,7 +64,9 @@ class _ProblemRunner(web.AppRunner):
         return _ProblemServer(await super()._make_server(), **self._handler_args)
 
 
-def http_runner(app: web.Application, *, shutdown_timeout_s: float = 5.0) -> web.AppRunner:
+def http_runner(
+    app: web.Application, *, shutdown_timeout_s: float = 5.0, idle_timeout_s: float = 75.0
+) -> web.AppRunner:
     """A runner with what the routes rely on.
 
     Handlers are cancelled when their client leaves, tokens of the configured size fit
@@ -71,11 +76,14 @@ def http_runner(app: web.Application, *, shutdown_timeout_s: float = 5.0) -> web
         app: What :func:`gateway.http_api.build_http_app` made.
         shutdown_timeout_s: Seconds that ``cleanup`` waits for open answers before it
             cancels them.
+        idle_timeout_s: Seconds after which a connection without a request in hand is
+            closed, one that only dribbles headers too; 75 is nginx's.
     """
     return _ProblemRunner(
         app,
         shutdown_timeout=shutdown_timeout_s,
         handler_cancellation=True,
+        keepalive_timeout=idle_timeout_s,
         access_log=None,
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,

@@ -418,3 +418,25 @@ async def test_a_body_that_never_comes_is_408(tmp_path):
         assert b" 408 " in await reader.readline()
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHos"])
+async def test_a_connection_that_asks_for_nothing_is_closed(tmp_path, sent):
+    async with serve_edges(tmp_path, idle_timeout_s=0.1) as edges, asyncio.timeout(30):
+        host, port = edges.http_url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(sent)
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_every_answer_is_signed_and_none_tells_the_librarys_version(edges):
+    created = await create(edges)
+    path = f"/v1/videos/{created['id']}"
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    headers = {"traceparent": f"00-{trace_id}-b7ad6b7169203331-01"}
+    for asked in (path, f"{path}/content", f"{path}/events", "/v1/nothing"):
+        _status, answered, _body = await call(edges, "GET", asked, headers=headers)
+        assert answered["Server"] == "reelmesh"
+        assert answered["x-request-id"] == trace_id

@@ -9,6 +9,7 @@ import aiohttp
 from aiohttp import web
 from grpc import aio
 from prometheus_client import CollectorRegistry
+from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
 
 from gateway.auth import TokenVerifier
 from gateway.auth_config import AuthConfig, IssuerConfig
@@ -19,7 +20,6 @@ from gateway.grpc_api import add_grpc_services, grpc_server_options
 from gateway.http_api import build_http_app, http_runner
 from reelkit.clock import SystemClock
 from reelkit.rpc import listen
-from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
 from tests.support.tokens import TokenIssuer
 
 
@@ -54,7 +54,11 @@ class Edges:
 
 @contextlib.asynccontextmanager
 async def serve_edges(
-    tmp_path: Path, *, config: EdgeConfig | None = None, hold: bool = False
+    tmp_path: Path,
+    *,
+    config: EdgeConfig | None = None,
+    hold: bool = False,
+    idle_timeout_s: float = 75.0,
 ) -> AsyncIterator[Edges]:
     clock = SystemClock()
     config = config or EdgeConfig()
@@ -78,7 +82,8 @@ async def serve_edges(
         grpc_port = listen(server, "127.0.0.1:0")
         await server.start()
         stack.push_async_callback(server.stop, 0)
-        runner = http_runner(build_http_app(**common), shutdown_timeout_s=0.1)
+        app = build_http_app(**common)
+        runner = http_runner(app, shutdown_timeout_s=0.1, idle_timeout_s=idle_timeout_s)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
