@@ -1,9 +1,10 @@
-"""Both edges of a gateway on free ports, over the fake application."""
+"""Both edges of a gateway on free ports, over the fake application or another."""
 
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -11,6 +12,7 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
 
+from gateway.application import VideoApplication
 from gateway.auth import TokenVerifier
 from gateway.auth_config import AuthConfig, IssuerConfig
 from gateway.edge_config import EdgeConfig
@@ -27,7 +29,8 @@ from tests.support.tokens import TokenIssuer
 class Edges:
     """What a test talks to."""
 
-    application: FakeApplication
+    application: Any
+    """The fake, where a test brings no other."""
     issuer: TokenIssuer
     registry: CollectorRegistry
     http_url: str
@@ -58,6 +61,7 @@ async def serve_edges(
     *,
     config: EdgeConfig | None = None,
     hold: bool = False,
+    application: VideoApplication | None = None,
     idle_timeout_s: float = 75.0,
 ) -> AsyncIterator[Edges]:
     clock = SystemClock()
@@ -67,7 +71,7 @@ async def serve_edges(
     auth = AuthConfig(
         issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, jwks_file=jwks),)
     )
-    application = FakeApplication(clock=clock, hold=hold)
+    application = application or FakeApplication(clock=clock, hold=hold)
     registry = CollectorRegistry()
     common = {
         "application": application,
