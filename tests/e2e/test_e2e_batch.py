@@ -1,0 +1,89 @@
+"""``reelmesh batch`` and ``reelmesh generate`` against a whole mesh."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.support.mesh import RunningMesh
+
+
+def reelmesh(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "reelmesh_cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+
+
+def results_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_generate_saves_the_video_and_tells_its_facts(mesh: RunningMesh, tmp_path, look):
+    video, sheet = tmp_path / "ball.mp4", tmp_path / "sheet.png"
+    done = reelmesh(
+        "generate",
+        "a red ball",
+        *("--mesh", str(mesh.file), "--resolution", "480p", "--seconds", "1", "--steps", "2"),
+        *("-o", str(video), "--contact-sheet", str(sheet), "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    clip = look(video.read_bytes())
+    assert (clip.width, clip.height, len(clip.frames), clip.fps) == (128, 96, 9, 8)
+    assert (facts["width"], facts["height"], facts["num_frames"]) == (128, 96, 9)
+    assert facts["path"] == str(video)
+    picture = look(sheet.read_bytes()).frames[0]
+    # Eight frames in a row, four pixels between them.
+    assert picture.shape == (96, 8 * 128 + 7 * 4, 3)
+    assert abs(picture[:, :128].astype(int) - clip.frames[0]).max() < 8
+
+
+def test_generate_says_what_to_do_about_a_mistake(mesh: RunningMesh):
+    done = reelmesh("generate", "x", "--mesh", str(mesh.file), "--num-frames", "16")
+    assert done.returncode == 2
+    assert "num_frames" in done.stderr
+    assert "try 17, 13" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_batch_goes_on_where_it_was_interrupted(mesh: RunningMesh, tmp_path, look):
+    prompts = tmp_path / "prompts.csv"
+    rows = ["prompt,num_frames,steps,seed", *(f"ball {n},{5 + 4 * n},40,{n}" for n in range(8))]
+    prompts.write_text("\n".join([*rows, "bad,16,2,1"]), encoding="utf-8")
+    out = tmp_path / "out"
+    command = ("batch", str(prompts), "--out", str(out), "--mesh", str(mesh.file))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "reelmesh_cli", *command, "--concurrency", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline_s = time.monotonic() + 60
+    while not (out / "results.csv").exists() or len(results_of(out)) < 2:
+        assert first.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait(10)
+    before = {row["digest"]: row for row in results_of(out)}
+    assert 2 <= len(before) < 9
+
+    second = reelmesh(*command, "--json")
+    assert second.returncode == 1, "the bad row failed, and the exit code must say so"
+    summary = json.loads(second.stdout)
+    assert summary["skipped"] == len([r for r in before.values() if r["status"] == "completed"])
+    assert summary["completed"] + summary["skipped"] == 8
+    results = results_of(out)
+    assert [int(row["line"]) for row in results] == list(range(2, 11))
+    assert [row["status"] for row in results] == ["completed"] * 8 + ["failed"]
+    assert results[-1]["code"] == "invalid_request"
+    for number, row in enumerate(results[:8]):
+        assert row["video_id"] == before.get(row["digest"], row)["video_id"]
+        assert len(look((out / row["file"]).read_bytes()).frames) == 5 + 4 * number
+        assert row["seed"] == str(number)

@@ -1,0 +1,113 @@
+"""What dies under a job, and what its client sees of it."""
+
+import hashlib
+import os
+import signal
+import threading
+
+import psutil
+import pytest
+from reelmesh.v1 import video_pb2, video_service_pb2
+
+from tests.support.mesh import RunningMesh, assert_gone, launch_up, running_mesh
+from wan_t2v_sdk import TextToVideoGenerator
+
+WORKER = "ap-node-0/worker-0"
+
+
+def test_a_worker_killed_in_the_middle_still_ends_in_one_video(mesh: RunningMesh, ap, look):
+    worker = mesh.pid(WORKER)
+    spec = video_pb2.VideoSpec(prompt="a ball", width=160, height=96, num_frames=49, steps=50)
+    call = ap.videos.GenerateVideo(
+        video_service_pb2.GenerateVideoRequest(spec=spec), metadata=ap.metadata, timeout=90
+    )
+    data, attempts, killed, last = b"", set(), False, None
+    for answer in call:
+        event = answer.event
+        kind = event.WhichOneof("event")
+        if kind == "progress" and not killed:
+            os.kill(worker, signal.SIGKILL)
+            killed = True
+        elif kind == "restarted":
+            data = b""
+        elif kind == "chunk":
+            attempts.add(event.chunk.attempt)
+            assert event.chunk.offset == len(data)
+            data += event.chunk.data
+        last = event
+    assert killed
+    assert last is not None
+    if last.HasField("failed"):
+        assert last.failed.retryable, last.failed
+    else:
+        assert last.completed.attempt == 2
+        assert last.completed.sha256 == hashlib.sha256(data).hexdigest()
+        assert len(look(data).frames) == 49
+    # The agent lived on, and its new worker is listed.
+    new = mesh.wait_for_new_pid(WORKER, worker)
+    assert psutil.pid_exists(new)
+
+
+def test_the_sdk_ends_with_a_whole_video_when_a_worker_dies(mesh: RunningMesh, look):
+    worker = mesh.pid(WORKER)
+    once = threading.Event()
+
+    def on_progress(event):
+        if event.kind == "progress" and not once.is_set():
+            once.set()
+            os.kill(worker, signal.SIGKILL)
+
+    with TextToVideoGenerator.from_mesh(mesh.file, region="ap", timeout_s=90) as model:
+        result = model.generate(
+            "a ball", num_frames=49, steps=50, on_progress=on_progress, progress=False
+        )
+    assert result["attempts"] == 2
+    assert len(look(result["video"]).frames) == 49
+    mesh.wait_for_new_pid(WORKER, worker)
+
+
+def test_a_gateway_that_stands_still_is_passed_over(mesh: RunningMesh):
+    gateway = mesh.pid("ap-gateway-0")
+    os.kill(gateway, signal.SIGSTOP)
+    try:
+        with TextToVideoGenerator.from_mesh(mesh.file, timeout_s=60) as model:
+            result = model.generate("a ball", num_frames=5, steps=2, progress=False)
+    finally:
+        os.kill(gateway, signal.SIGCONT)
+    assert result["region"] == "eu"
+
+
+@pytest.fixture(scope="module")
+def lone_mesh(tmp_path_factory, random_model_dir):
+    """One region that restarts what dies; its tests may break it."""
+    state_dir = tmp_path_factory.mktemp("lone") / "state"
+    arguments = ("--regions", "home", "--restart", "--model", str(random_model_dir))
+    with running_mesh(state_dir, *arguments) as running:
+        yield running
+
+
+def test_a_gateway_that_died_is_started_again_where_asked(lone_mesh: RunningMesh):
+    gateway = lone_mesh.pid("home-gateway-0")
+    os.kill(gateway, signal.SIGKILL)
+    lone_mesh.wait_for_new_pid("home-gateway-0", gateway)
+    with TextToVideoGenerator.from_mesh(lone_mesh.file, timeout_s=60) as model:
+        # At the same address as before.
+        assert model.generate("x", num_frames=5, steps=2, progress=False)["region"] == "home"
+
+
+def test_a_state_dir_in_use_is_refused(lone_mesh: RunningMesh):
+    second = launch_up(lone_mesh.state_dir, "--regions", "home")
+    assert second.process.wait(30) == 1
+    assert f"in use by a mesh that is up (pid {lone_mesh.process.pid})" in second.output.read_text()
+    assert lone_mesh.file.exists()
+
+
+def test_nothing_is_left_when_up_itself_is_killed(tmp_path, random_model_dir):
+    arguments = ("--regions", "home", "--model", str(random_model_dir))
+    with running_mesh(tmp_path / "state", *arguments) as running:
+        family = running.family()
+        # etcd, control plane, gateway, agent, worker: all of them, and up itself.
+        assert len(family) >= 6
+        running.process.kill()
+        running.process.wait(10)
+        assert_gone(family)
