@@ -64,87 +64,66 @@ def _any(kind: str, **fields: object) -> dict[str, object]:
 def _envoy_config(
     *, node: str, port: int, jwks: Path, issuer: str, audience: str
 ) -> dict[str, object]:
-    host, _, node_port = node.rpartition(":")
+    filters = _http_filters(jwks=jwks, issuer=issuer, audience=audience)
+    listener = {
+        "address": _socket_address(f"127.0.0.1:{port}"),
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": _connection(filters)}]}],
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [_cluster(node)]}}
+
+
+def _http_filters(*, jwks: Path, issuer: str, audience: str) -> list[dict[str, object]]:
+    """What stands for the gateway's own edge: tokens verified and requests counted."""
     http = "envoy.extensions.filters.http"
+    provider = {
+        "issuer": issuer,
+        "audiences": [audience],
+        "local_jwks": {"filename": str(jwks)},
+    }
     jwt = _any(
         f"{http}.jwt_authn.v3.JwtAuthentication",
-        providers={
-            "local": {
-                "issuer": issuer,
-                "audiences": [audience],
-                "local_jwks": {"filename": str(jwks)},
-            }
-        },
+        providers={"local": provider},
         rules=[{"match": {"prefix": "/"}, "requires": {"provider_name": "local"}}],
     )
+    always = {"default_value": {"numerator": 100}}
     limit = _any(
         f"{http}.local_ratelimit.v3.LocalRateLimit",
         stat_prefix="limit",
         token_bucket={"max_tokens": 1_000_000, "tokens_per_fill": 1_000_000, "fill_interval": "1s"},
-        filter_enabled={"default_value": {"numerator": 100}},
-        filter_enforced={"default_value": {"numerator": 100}},
+        filter_enabled=always,
+        filter_enforced=always,
     )
-    connection_manager = _any(
+    return [
+        {"name": "jwt", "typed_config": jwt},
+        {"name": "limit", "typed_config": limit},
+        {"name": "router", "typed_config": _any(f"{http}.router.v3.Router")},
+    ]
+
+
+def _connection(filters: list[dict[str, object]]) -> dict[str, object]:
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "node", "timeout": "0s"}}
+    return _any(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="edge",
         codec_type="HTTP2",
-        route_config={
-            "virtual_hosts": [
-                {
-                    "name": "node",
-                    "domains": ["*"],
-                    "routes": [
-                        {"match": {"prefix": "/"}, "route": {"cluster": "node", "timeout": "0s"}}
-                    ],
-                }
-            ]
-        },
-        http_filters=[
-            {"name": "jwt", "typed_config": jwt},
-            {"name": "limit", "typed_config": limit},
-            {"name": "router", "typed_config": _any(f"{http}.router.v3.Router")},
-        ],
+        route_config={"virtual_hosts": [{"name": "node", "domains": ["*"], "routes": [route]}]},
+        http_filters=filters,
     )
+
+
+def _cluster(node: str) -> dict[str, object]:
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    endpoint = {"endpoint": {"address": _socket_address(node)}}
     return {
-        "static_resources": {
-            "listeners": [
-                {
-                    "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
-                    "filter_chains": [
-                        {"filters": [{"name": "http", "typed_config": connection_manager}]}
-                    ],
-                }
-            ],
-            "clusters": [
-                {
-                    "name": "node",
-                    "type": "STATIC",
-                    "load_assignment": {
-                        "cluster_name": "node",
-                        "endpoints": [
-                            {
-                                "lb_endpoints": [
-                                    {
-                                        "endpoint": {
-                                            "address": {
-                                                "socket_address": {
-                                                    "address": host,
-                                                    "port_value": int(node_port),
-                                                }
-                                            }
-                                        }
-                                    }
-                                ]
-                            }
-                        ],
-                    },
-                    "typed_extension_protocol_options": {
-                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": _any(
-                            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                            explicit_http_config={"http2_protocol_options": {}},
-                        )
-                    },
-                }
-            ],
-        }
+        "name": "node",
+        "type": "STATIC",
+        "load_assignment": {"cluster_name": "node", "endpoints": [{"lb_endpoints": [endpoint]}]},
+        "typed_extension_protocol_options": {
+            options: _any(options, explicit_http_config={"http2_protocol_options": {}})
+        },
     }
+
+
+def _socket_address(address: str) -> dict[str, object]:
+    host, _, port = address.rpartition(":")
+    return {"socket_address": {"address": host, "port_value": int(port)}}
