@@ -7,12 +7,25 @@ import sys
 from typing import Literal
 
 import structlog
+from pydantic import Field
 from structlog.typing import EventDict, WrappedLogger
 
+from reelkit.settings import Settings
 from reelkit.tracing import current_trace_id
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["console", "json"]
+
+
+class LogSettings(Settings):
+    """What is logged, to stderr."""
+
+    level: LogLevel = Field(
+        default="info", description="Least level that is written; debug is for hunting a bug."
+    )
+    format: LogFormat = Field(
+        default="console", description="console for people, json for log collectors."
+    )
 
 
 def setup_logging(*, level: LogLevel, fmt: LogFormat, process: str) -> None:
