@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(config: NodeConfig) -> int:
     # The fork server is started before anything makes a thread or a gRPC object, and
     # imports torch while the agent sets itself up.
-    from node_agent.engine.spawn import warm_forkserver
+    from node_agent.engine.spawn import stop_forkserver, warm_forkserver
 
     warm_forkserver()
     from node_agent.app import build_app
@@ -60,6 +60,7 @@ def _run(config: NodeConfig) -> int:
         return run_app(lambda: build_app(config), name=f"node {config.node_id}")
     finally:
         provider.shutdown()
+        stop_forkserver()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,14 +204,8 @@ class Worker:
             OSError: It cannot be started, or (TimeoutError) not in time.
             EOFError: The fork server died.
         """
-        loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(None, self._launcher, self.worker_id)
-        try:
-            async with asyncio.timeout(self._limits.start_timeout_s):
-                return await asyncio.shield(starting)
-        except (TimeoutError, asyncio.CancelledError):
-            starting.add_done_callback(_kill_late)
-            raise
+        async with asyncio.timeout(self._limits.start_timeout_s):
+            return await _launch_in_thread(self._launcher, self.worker_id)
 
     async def _converse(self, wire: AsyncWire, order: LoadOrder) -> str:
         load = WorkerLoad(model_dir=str(order.model_dir), device=self.device, threads=order.threads)
@@ -307,6 +302,35 @@ class Worker:
         await asyncio.to_thread(handle.join, timeout_s)
 
 
-def _kill_late(starting: asyncio.Future[WorkerHandle]) -> None:
-    if not starting.cancelled() and starting.exception() is None:
-        starting.result().kill()
+def _launch_in_thread(launcher: Launcher, worker_id: str) -> asyncio.Future[WorkerHandle]:
+    """The launcher's worker; one that comes after the future was cancelled is killed.
+
+    The thread is a daemon, unlike those of asyncio's own pool: an agent that is told to
+    stop does not wait until the fork server has imported torch.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[WorkerHandle] = loop.create_future()
+
+    def deliver(handle: WorkerHandle | None, error: Exception | None) -> None:
+        if handle is not None and future.cancelled():
+            handle.kill()
+        elif handle is not None:
+            future.set_result(handle)
+        elif error is not None and not future.cancelled():
+            future.set_exception(error)
+
+    def launch() -> None:
+        handle, error = None, None
+        try:
+            handle = launcher(worker_id)
+        except Exception as raised:  # noqa: BLE001 - the thread's boundary: it goes to the future
+            error = raised
+        try:
+            loop.call_soon_threadsafe(deliver, handle, error)
+        except RuntimeError:
+            # The loop is closed: the agent has left.
+            if handle is not None:
+                handle.kill()
+
+    threading.Thread(target=launch, name=f"launch {worker_id}", daemon=True).start()
+    return future

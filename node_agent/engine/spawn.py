@@ -111,6 +111,22 @@ def warm_forkserver() -> None:
         forkserver.ensure_running()
 
 
+def stop_forkserver() -> None:
+    """Ends the fork server, and workers with it; returns when it is gone. Idempotent.
+
+    It would leave by itself after the agent, but only once its imports are done and
+    torch has cleaned up: seconds in which a stopped agent still shows processes.
+    """
+    server = forkserver._forkserver  # noqa: SLF001 - as below
+    pid = getattr(server, "_forkserver_pid", None)
+    if pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    # Reaps it, closes the alive pipe and removes its socket.
+    server._stop()  # type: ignore[attr-defined]  # noqa: SLF001 - the standard library's own tests do
+
+
 def start_worker(*, worker_id: str, settings: WorkerSettings) -> WorkerProcess:
     """Forks a worker that waits for WorkerLoad on its socket.
 

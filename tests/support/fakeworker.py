@@ -29,7 +29,12 @@ from reelmesh.v1 import node_pb2, video_pb2, worker_pb2
 from reelmesh.v1.node_service_pb2 import NodeEvent
 from reelmesh.v1.worker_pb2 import WorkerEvent
 
-from node_agent.model_folder import ModelFolder, open_model_folder, write_manifest
+from node_agent.model_folder import (
+    ModelFolder,
+    ModelFolderError,
+    open_model_folder,
+    write_manifest,
+)
 from node_agent.worker_wire import SyncWire, WireError, socket_pair
 
 SIZE = (96, 64)
@@ -170,7 +175,8 @@ class FakeWorker:
     def __init__(self, wire: SyncWire, script: Script) -> None:
         self._wire = wire
         self._script = script
-        self._runs: queue.Queue[worker_pb2.WorkerGenerate | None] = queue.Queue()
+        self._runs: queue.Queue[str] = queue.Queue()
+        self._waiting: dict[str, worker_pb2.WorkerGenerate] = {}
         self._cancelled: dict[str, str] = {}
         self._cancel_came = threading.Condition()
         self._n = 0
@@ -184,11 +190,11 @@ class FakeWorker:
             if kind == "load":
                 self._load(Path(command.load.model_dir))
             elif kind == "generate":
-                self._runs.put(command.generate)
-            elif kind == "cancel":
                 with self._cancel_came:
-                    self._cancelled[command.cancel.run_id] = command.cancel.reason
-                    self._cancel_came.notify_all()
+                    self._waiting[command.generate.run_id] = command.generate
+                self._runs.put(command.generate.run_id)
+            elif kind == "cancel":
+                self._cancel(command.cancel)
             elif kind == "shutdown":
                 return
 
@@ -210,29 +216,50 @@ class FakeWorker:
             fatal = worker_pb2.WorkerFatal(code="model_broken", message="told to")
             self._wire.send(WorkerEvent(fatal=fatal))
             os._exit(1)
-        model = open_model_folder(model_dir).to_model_info()
+        try:
+            model = open_model_folder(model_dir).to_model_info()
+        except ModelFolderError as error:
+            fatal = worker_pb2.WorkerFatal(code="model_unusable", message=str(error))
+            self._wire.send(WorkerEvent(fatal=fatal))
+            os._exit(1)
         self._state(node_pb2.WORKER_STATE_WARMING)
         loaded = worker_pb2.WorkerLoaded(
             model=model, units_per_second=self._script.units_per_second
         )
         self._wire.send(WorkerEvent(loaded=loaded))
 
+    def _cancel(self, cancel: worker_pb2.WorkerCancel) -> None:
+        with self._cancel_came:
+            waiting = self._waiting.pop(cancel.run_id, None)
+            if waiting is None:
+                self._cancelled[cancel.run_id] = cancel.reason
+                self._cancel_came.notify_all()
+        if waiting is not None:
+            cancelled = video_pb2.CancelledEvent(reason=cancel.reason)
+            self._event(waiting, n=1, cancelled=cancelled)
+
     def _work(self) -> None:
-        while (generate := self._runs.get()) is not None:
+        while True:
+            run_id = self._runs.get()
+            with self._cancel_came:
+                generate = self._waiting.pop(run_id, None)
+            if generate is None:
+                continue
             self._n = 0
             try:
                 self._generate(generate)
             except _Cancelled:
-                reason = self._cancelled[generate.run_id]
+                reason = self._cancelled[run_id]
                 self._event(generate, cancelled=video_pb2.CancelledEvent(reason=reason))
 
-    def _event(self, generate: worker_pb2.WorkerGenerate, **event: object) -> None:
-        self._n += 1
+    def _event(self, generate: worker_pb2.WorkerGenerate, n: int = 0, **event: object) -> None:
+        if n == 0:
+            self._n = n = self._n + 1
         self._wire.send(
             WorkerEvent(
                 run=worker_pb2.WorkerRunEvent(
                     run_id=generate.run_id,
-                    event=NodeEvent(attempt=generate.attempt, n=self._n, **event),
+                    event=NodeEvent(attempt=generate.attempt, n=n, **event),
                 )
             )
         )
