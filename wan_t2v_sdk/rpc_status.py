@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
@@ -80,21 +82,20 @@ def _details(
     bad_request = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
     retry_after_s = None
-    for detail in _status(error).details:
-        if detail.Unpack(retry):
-            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
-        elif not detail.Unpack(info):
-            detail.Unpack(bad_request)
+    # What cannot be read is passed over: the status and its text still tell the error.
+    with contextlib.suppress(DecodeError):
+        for detail in _status(error).details:
+            if detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+            elif not detail.Unpack(info):
+                detail.Unpack(bad_request)
     return info, bad_request, retry_after_s
 
 
 def _status(error: aio.AioRpcError) -> status_pb2.Status:
     for key, value in error.trailing_metadata() or ():
         if key == _DETAILS_KEY and isinstance(value, bytes):
-            try:
-                return status_pb2.Status.FromString(value)
-            except ValueError:
-                break
+            return status_pb2.Status.FromString(value)
     return status_pb2.Status()
 
 

@@ -1,0 +1,127 @@
+import itertools
+
+import pytest
+
+from reelmesh_cli.errors import UsageError
+from reelmesh_cli.mesh.keys import Tokens
+from reelmesh_cli.mesh.mesh_file import WorkerEntry, mesh_document
+from reelmesh_cli.mesh.topology import MeshOptions, Programs, check_options, plan_mesh
+
+
+@pytest.fixture
+def plan(tmp_path):
+    options = MeshOptions(
+        regions=("ap", "eu"),
+        nodes_per_region=2,
+        state_dir=tmp_path,
+        model_source="/models/m",
+        threads=3,
+    )
+    programs = Programs(python="/bin/python", etcd="/bin/etcd")
+    return plan_mesh(options, ports=itertools.count(20_000), programs=programs)
+
+
+def test_each_region_has_its_parts(plan):
+    assert [(each.role, each.id) for each in plan.processes] == [
+        ("etcd", "etcd"),
+        ("control-plane", "ap-control-0"),
+        ("gateway", "ap-gateway-0"),
+        ("node-agent", "ap-node-0"),
+        ("node-agent", "ap-node-1"),
+        ("control-plane", "eu-control-0"),
+        ("gateway", "eu-gateway-0"),
+        ("node-agent", "eu-node-0"),
+        ("node-agent", "eu-node-1"),
+    ]
+
+
+def test_no_address_is_used_twice_and_each_finds_the_other(plan):
+    addresses = [each.address for each in plan.processes]
+    assert len(set(addresses)) == len(addresses)
+    by_id = {each.id: each for each in plan.processes}
+    for region in ("ap", "eu"):
+        control = by_id[f"{region}-control-0"]
+        gateway = by_id[f"{region}-gateway-0"]
+        assert control.config["etcd"]["endpoints"] == [plan.etcd_url]
+        assert gateway.config["control_plane"]["endpoints"] == [control.address]
+        for number in (0, 1):
+            node = by_id[f"{region}-node-{number}"]
+            assert node.config["control_planes"] == [control.address]
+            assert node.config["model"]["source"] == "/models/m"
+            assert node.config["workers"]["threads"] == 3
+        assert plan.regions[region].grpc == gateway.address
+        assert plan.regions[region].http == f"http://{gateway.config['http']['listen']}"
+
+
+def test_the_plan_is_what_the_parts_accept(plan):
+    """Each part's own configuration model reads its file: no field drifts apart."""
+    from control_plane.config import ControlPlaneConfig
+    from gateway.config import GatewayConfig
+    from node_agent.config import NodeConfig
+
+    models = {
+        "control-plane": ControlPlaneConfig,
+        "gateway": GatewayConfig,
+        "node-agent": NodeConfig,
+    }
+    for each in plan.processes:
+        if each.config is not None:
+            read = models[each.role].model_validate(each.config)
+            assert read.ready_file == each.ready_file
+            assert each.argv[-2:] == ("--config", str(each.config_file))
+
+
+def test_a_regions_gateways_share_their_artifacts(plan, tmp_path):
+    gateways = plan.of_role("gateway")
+    assert [each.config["artifacts"]["url"] for each in gateways] == [
+        str(tmp_path / "artifacts" / "ap"),
+        str(tmp_path / "artifacts" / "eu"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("regions", "nodes", "named"),
+    [
+        ("", 1, "names no region"),
+        (" , ", 1, "names no region"),
+        ("ap,AP", 1, "'AP'"),
+        ("ap,a_p", 1, "'a_p'"),
+        ("-ap", 1, "'-ap'"),
+        ("ap,ap", 1, "twice"),
+        ("ap", 0, "1 to 64"),
+        ("ap", 65, "1 to 64"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(regions, nodes, named):
+    with pytest.raises(UsageError, match=named):
+        check_options(regions, nodes)
+
+
+def test_regions_are_read():
+    assert check_options("ap, eu-west-1 ,", 1) == ("ap", "eu-west-1")
+
+
+def test_the_mesh_file_has_the_promised_shape(plan):
+    pids = {"etcd": 1, "ap-node-0": 2, "ap-gateway-0": 3}
+    workers = {"ap-node-0": [WorkerEntry("ap-node-0/worker-0", 9)], "ap-node-1": []}
+    document = mesh_document(plan, pids=pids, workers=workers, tokens=Tokens("u", "o"))
+    assert list(document) == ["regions", "processes", "etcd", "tokens", "ca"]
+    assert document["tokens"] == {"user": "u", "operator": "o"}
+    assert document["etcd"] == [plan.etcd_url]
+    assert document["ca"] is None
+    assert set(document["regions"]["ap"]) == {"http", "grpc", "control_plane"}
+    rows = [(p["role"], p["region"], p["id"], p["pid"]) for p in document["processes"]]
+    # Only what lives is listed, and a worker after its agent.
+    assert rows == [
+        ("etcd", None, "etcd", 1),
+        ("gateway", "ap", "ap-gateway-0", 3),
+        ("node-agent", "ap", "ap-node-0", 2),
+        ("worker", "ap", "ap-node-0/worker-0", 9),
+    ]
+    agent, worker = document["processes"][2:]
+    assert worker["address"] == agent["address"]
+    assert worker["log"] == agent["log"] == "logs/ap-node-0.log"
+
+
+def test_tokens_are_in_no_representation():
+    assert "secret" not in repr(Tokens("secret-user", "secret-operator"))
