@@ -217,10 +217,26 @@ class Worker:
             run.end_failed(_NOT_READY)
             return
         self._runs[run.run_id] = run
+        self._drop_ended()
         try:
             self._commands.put_nowait(run)
         except queue.Full:
             run.end_failed(_BUSY)
+
+    def _drop_ended(self) -> None:
+        """Takes runs that were cancelled while they waited out of the queue.
+
+        The device thread would pass over them, but only when its present run is over;
+        until then they would take the place of runs that the agent may send.
+        """
+        with self._commands.mutex:
+            kept = [
+                command
+                for command in self._commands.queue
+                if not (isinstance(command, Run) and command.ended)
+            ]
+            self._commands.queue.clear()
+            self._commands.queue.extend(kept)
 
 
 def open_encoder(
