@@ -79,6 +79,16 @@ class VideoApplication(Protocol):
         """
         ...
 
+    def watch_encoded(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncIterator[bytes]:
+        """The events of :meth:`watch`, each as an encoded ``WatchVideoResponse``.
+
+        (A ``GenerateVideoResponse`` has the same encoding.) The bytes of a chunk are
+        copied once on their way through; this is what the gRPC edge streams.
+        """
+        ...
+
     async def list_page(
         self, caller: Caller, *, page_size: int, page_token: str, oldest_first: bool = False
     ) -> tuple[list[video_pb2.Video], str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,6 +21,8 @@ from typing import Any, Final, Protocol
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
+
+from gateway.spool_file import SpoolFile
 
 _PREFIX: Final = "videos"
 _MARKER_FOLDER: Final = "gateways"
@@ -47,8 +49,8 @@ class StoredArtifact:
 class ArtifactStore(Protocol):
     """Where finished videos are kept."""
 
-    async def put(self, key: str, data: bytes | Iterator[bytes]) -> None:
-        """Writes an artifact whole or not at all; an iterator is drawn from in a thread.
+    async def put(self, key: str, data: bytes | SpoolFile) -> None:
+        """Writes an artifact whole or not at all. A file stays open and as it is.
 
         Raises:
             ArtifactError: The store failed.
@@ -96,7 +98,7 @@ def artifact_key(video_id: str, attempt: int) -> str:
 
 async def pieces(
     store: ArtifactStore, key: str, *, offset: int, total: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The bytes from ``offset`` on, in pieces of 256 KiB."""
     while offset < total:
         piece = await store.read(key, offset, min(READ_PIECE_BYTES, total - offset))
@@ -110,18 +112,24 @@ class ObstoreArtifacts:
     Args:
         store: The store, such as :func:`open_store` or a ``MemoryStore``.
         where: Named in errors.
+        folder: The store's local folder, where it has one: a spool file on the same file
+            system becomes an artifact by being given its name, without a copy.
     """
 
-    def __init__(self, store: Any, *, where: str) -> None:
+    def __init__(self, store: Any, *, where: str, folder: Path | None = None) -> None:
         self._store = store
         self._where = where
+        self._folder = folder
 
-    async def put(self, key: str, data: bytes | Iterator[bytes]) -> None:
+    async def put(self, key: str, data: bytes | SpoolFile) -> None:
         """See :meth:`ArtifactStore.put`."""
         await self._call(self._put, key, data)
 
-    def _put(self, key: str, data: bytes | Iterator[bytes]) -> None:
-        obstore.put(self._store, key, data, use_multipart=not isinstance(data, bytes))
+    def _put(self, key: str, data: bytes | SpoolFile) -> None:
+        if isinstance(data, bytes):
+            obstore.put(self._store, key, data, use_multipart=False)
+        elif self._folder is None or not _link(data, self._folder / key):
+            obstore.put(self._store, key, data.pieces(), use_multipart=True)
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
         """See :meth:`ArtifactStore.read`."""
@@ -175,6 +183,11 @@ class ObstoreArtifacts:
             raise ArtifactError(f"{self._where}: {error}") from error
 
 
+def _link(file: SpoolFile, path: Path) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return file.keep_as(path)
+
+
 def open_store(url: str) -> ObstoreArtifacts:
     """The artifact store at an obstore URL or a local folder, which is made if need be.
 
@@ -185,7 +198,8 @@ def open_store(url: str) -> ObstoreArtifacts:
         if "://" not in url:
             folder = Path(url)
             folder.mkdir(parents=True, exist_ok=True)
-            return ObstoreArtifacts(LocalStore(prefix=folder.resolve()), where=url)
+            folder = folder.resolve()
+            return ObstoreArtifacts(LocalStore(prefix=folder), where=url, folder=folder)
         if url.startswith("memory:"):
             return ObstoreArtifacts(MemoryStore(), where=url)
         return ObstoreArtifacts(from_url(url), where=url)

@@ -85,7 +85,7 @@ class Committer:
     async def _commit(
         self, execution: Execution, event: node_service_pb2.NodeEvent
     ) -> Fault | None:
-        spooled = execution.log.bytes
+        spooled = execution.log.spooled
         result = video_pb2.CompletedEvent()
         result.CopyFrom(event.completed)
         try:
@@ -165,7 +165,7 @@ class Committer:
     async def _write(self, key: str, execution: Execution) -> bool:
         for delay_s in (*_WRITE_DELAYS_S, None):
             try:
-                await self._artifacts.put(key, execution.log.bytes.upload())
+                await self._artifacts.put(key, execution.log.spooled.finished())
             except ArtifactError as error:
                 _log.warning("artifact not written", job_id=execution.video_id, error=str(error))
                 if delay_s is None:

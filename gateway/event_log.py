@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections.abc import AsyncGenerator, Callable
-from typing import Final
+from typing import TypeVar
 
 from reelmesh.v1 import node_service_pb2, video_pb2
 
 from gateway.attempts import FIRST_ATTEMPT, TERMINAL_N, seq_of
 from gateway.spool import BytesGone, VideoBytes
+from gateway.wire import NodeChunk, encode_chunk, encode_event
 
-TERMINAL_KINDS: Final = ("completed", "failed", "cancelled")
+T = TypeVar("T")
 
 
 class _Entry:
@@ -79,7 +80,7 @@ class EventLog:
     # --- the runner's side ---
 
     @property
-    def bytes(self) -> VideoBytes:
+    def spooled(self) -> VideoBytes:
         """The current attempt's bytes."""
         return self._bytes
 
@@ -124,21 +125,37 @@ class EventLog:
         Raises:
             ByteGap: A chunk does not follow the one before.
         """
-        seq = seq_of(event.attempt, event.n)
-        if self._entries and seq <= self._entries[-1].seq:
-            # A replay that overlaps what is known already.
-            return
         if kind == "chunk":
-            data = event.chunk.data
-            self._bytes.append(event.chunk.offset, data)
-            entry = _Entry(seq, None, event.chunk.offset, len(data))
-        else:
-            entry = _Entry(seq, self._event(seq, **{kind: getattr(event, kind)}))
-            if kind != "started":
-                former = self._newest.get(kind)
-                if former is not None:
-                    former.event = None
-                self._newest[kind] = entry
+            data = memoryview(event.chunk.data)
+            self.append_chunk(NodeChunk(event.attempt, event.n, event.chunk.offset, data))
+            return
+        seq = seq_of(event.attempt, event.n)
+        if self._is_known(seq):
+            return
+        entry = _Entry(seq, self._event(seq, **{kind: getattr(event, kind)}))
+        if kind != "started":
+            former = self._newest.get(kind)
+            if former is not None:
+                former.event = None
+            self._newest[kind] = entry
+        self._append(entry)
+
+    def append_chunk(self, chunk: NodeChunk) -> None:
+        """The same with a chunk that was not decoded into a message.
+
+        Raises:
+            ByteGap: It does not follow the one before.
+        """
+        seq = seq_of(chunk.attempt, chunk.n)
+        if not self._is_known(seq):
+            self._bytes.append(chunk.offset, chunk.data)
+            self._append(_Entry(seq, None, chunk.offset, len(chunk.data)))
+
+    def _is_known(self, seq: int) -> bool:
+        """Whether a node's replay overlaps what it has sent before."""
+        return bool(self._entries) and seq <= self._entries[-1].seq
+
+    def _append(self, entry: _Entry) -> None:
         self._entries.append(entry)
         self._waiting = False
         self._wake()
@@ -166,12 +183,24 @@ class EventLog:
 
     # --- the readers' side ---
 
-    async def read(self, after_seq: int) -> AsyncGenerator[video_pb2.VideoEvent]:
+    def read(self, after_seq: int) -> AsyncGenerator[video_pb2.VideoEvent]:
         """QUEUED, then every event after a seq, up to and including the terminal one.
 
         Raises:
             OSError: Bytes that had left memory could not be read back.
         """
+        return self._read(after_seq, lambda event: event, self._chunk_event)
+
+    def read_encoded(self, after_seq: int) -> AsyncGenerator[bytes]:
+        """The same events, each as an encoded ``WatchVideoResponse``."""
+        return self._read(after_seq, encode_event, self._chunk_encoded)
+
+    async def _read(
+        self,
+        after_seq: int,
+        of_event: Callable[[video_pb2.VideoEvent], T],
+        of_chunk: Callable[[_Entry, int, bytes | memoryview], T],
+    ) -> AsyncGenerator[T]:
         self._count_reader(+1)
         generation, cursor, queued_changes = -1, 0, -1
         try:
@@ -181,15 +210,19 @@ class EventLog:
                     cursor = bisect.bisect_right(self._entries, after_seq, key=_seq)
                 if queued_changes != self._queued_changes and (self._waiting or queued_changes < 0):
                     queued_changes = self._queued_changes
-                    yield video_pb2.VideoEvent(video_id=self._video_id, queued=self._queued)
+                    queued = video_pb2.VideoEvent(video_id=self._video_id, queued=self._queued)
+                    yield of_event(queued)
                 elif cursor < len(self._entries):
                     entry = self._entries[cursor]
                     cursor += 1
-                    event = await self._chunk(entry) if entry.length else entry.event
-                    if event is not None and generation == self._generation:
-                        yield event
+                    if entry.length:
+                        data = await self._data(entry)
+                        if data is not None and generation == self._generation:
+                            yield of_chunk(entry, self.attempt, data)
+                    elif entry.event is not None:
+                        yield of_event(entry.event)
                 elif self._terminal is not None:
-                    yield self._terminal
+                    yield of_event(self._terminal)
                     return
                 else:
                     await self._change()
@@ -205,16 +238,24 @@ class EventLog:
         if self._terminal is not None and not self.readers:
             self._bytes.forget_recent()
 
-    async def _chunk(self, entry: _Entry) -> video_pb2.VideoEvent | None:
-        attempt = self.attempt
+    async def _data(self, entry: _Entry) -> bytes | memoryview | None:
+        """A chunk's bytes; None where they are void by now."""
         data = self._bytes.recent(entry.offset)
-        if data is None:
-            try:
-                data = await self._bytes.read(entry.offset, entry.length)
-            except BytesGone:
-                return None
-        chunk = video_pb2.ChunkEvent(attempt=attempt, offset=entry.offset, data=data)
+        if data is not None:
+            return data
+        try:
+            return await self._bytes.read(entry.offset, entry.length)
+        except BytesGone:
+            return None
+
+    def _chunk_event(
+        self, entry: _Entry, attempt: int, data: bytes | memoryview
+    ) -> video_pb2.VideoEvent:
+        chunk = video_pb2.ChunkEvent(attempt=attempt, offset=entry.offset, data=bytes(data))
         return video_pb2.VideoEvent(seq=entry.seq, video_id=self._video_id, chunk=chunk)
+
+    def _chunk_encoded(self, entry: _Entry, attempt: int, data: bytes | memoryview) -> bytes:
+        return encode_chunk(entry.seq, self._video_id, attempt, entry.offset, data)
 
     async def _change(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -21,7 +21,9 @@ from gateway.attempts import TERMINAL_N, seq_of
 from gateway.field_rules import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
 from gateway.ids import VideoIds, region_of
 from gateway.jobs import TERMINAL_STATUSES
+from gateway.streams import closing
 from gateway.validation import Catalog, resolve
+from gateway.wire import encode_event
 from reelkit.clock import Clock
 from reelkit.tracing import current_traceparent
 
@@ -204,6 +206,14 @@ class FakeApplication:
     async def get(self, caller: Caller, video_id: str) -> video_pb2.Video:
         """See the port."""
         return _copy(self._job(caller, video_id).video)
+
+    async def watch_encoded(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncGenerator[bytes, None]:
+        """See the port."""
+        async with closing(self.watch(caller, video_id, after_seq=after_seq)) as events:
+            async for event in events:
+                yield encode_event(event)
 
     async def watch(
         self, caller: Caller, video_id: str, *, after_seq: int

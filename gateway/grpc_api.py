@@ -118,9 +118,10 @@ class _Videos:
         self, caller: Caller, request: video_pb2.GenerateVideoRequest, write: Write
     ) -> None:
         video = await self._application.create(caller, request.spec, request.options, streamed=True)
-        async with closing(self._application.watch(caller, video.id, after_seq=0)) as events:
-            async for event in events:
-                await write(video_pb2.GenerateVideoResponse(event=event))
+        watched = self._application.watch_encoded(caller, video.id, after_seq=0)
+        async with closing(watched) as messages:
+            async for message in messages:
+                await write(message)
 
     async def CreateVideo(  # noqa: N802 - likewise
         self, caller: Caller, request: video_pb2.CreateVideoRequest
@@ -139,10 +140,12 @@ class _Videos:
     async def WatchVideo(  # noqa: N802 - likewise
         self, caller: Caller, request: video_pb2.WatchVideoRequest, write: Write
     ) -> None:
-        watched = self._application.watch(caller, request.video_id, after_seq=request.after_seq)
-        async with closing(watched) as events:
-            async for event in events:
-                await write(video_pb2.WatchVideoResponse(event=event))
+        watched = self._application.watch_encoded(
+            caller, request.video_id, after_seq=request.after_seq
+        )
+        async with closing(watched) as messages:
+            async for message in messages:
+                await write(message)
 
     async def ListVideos(  # noqa: N802 - likewise
         self, caller: Caller, request: video_pb2.ListVideosRequest

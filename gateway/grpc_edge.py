@@ -166,8 +166,9 @@ def _answer_stream(
     return answer
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+def _serialize(message: Message | bytes) -> bytes:
+    # Events come encoded; see VideoApplication.watch_encoded.
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _authorization(metadata: aio.Metadata | tuple[tuple[str, Any], ...] | None) -> str | None:

@@ -16,6 +16,7 @@ from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
 from gateway.ejection import FailureRate
 from gateway.placement import ModelKey, NodeView
+from gateway.wire import NodeChunk, decode_run_response
 from reelkit.clock import Clock
 from reelkit.rpc import internal_channel
 from reelkit.tasks import TaskScope, retry_forever
@@ -23,6 +24,11 @@ from reelkit.tasks import TaskScope, retry_forever
 if TYPE_CHECKING:
     # Exists in the stubs alone.
     from reelmesh.v1.node_service_pb2_grpc import NodeServiceAsyncStub
+
+    RunCall = aio.UnaryStreamMultiCallable[
+        node_service_pb2.RunRequest, node_service_pb2.RunResponse | NodeChunk
+    ]
+
 
 _LIVE_WORKERS = (node_pb2.WORKER_STATE_IDLE, node_pb2.WORKER_STATE_BUSY)
 
@@ -56,6 +62,12 @@ class NodeLink:
         self.record = record
         self.channel = channel
         self.stub: NodeServiceAsyncStub = NodeServiceStub(channel)
+        self.run: RunCall = channel.unary_stream(
+            "/reelmesh.v1.NodeService/Run",
+            request_serializer=node_service_pb2.RunRequest.SerializeToString,
+            response_deserializer=decode_run_response,
+        )
+        """``stub.Run``, but chunks come as :class:`gateway.wire.NodeChunk`."""
         self.status: node_pb2.NodeStatus | None = None
         self.connected = False
         self.ejected_until_s = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc import aio
@@ -13,8 +14,15 @@ from gateway.execution import Execution
 from gateway.node_link import NodeLink
 from gateway.spool import ByteGap
 from gateway.spool_budget import SpoolFull
+from gateway.wire import NodeChunk
 from reelkit.clock import Clock
 from reelkit.tracing import trace_metadata
+
+if TYPE_CHECKING:
+    # grpc's classes are generic in the stubs alone.
+    RunStream = aio.UnaryStreamCall[
+        node_service_pb2.RunRequest, node_service_pb2.RunResponse | NodeChunk
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,9 @@ class Fault:
 
 # The job's own mistake, in a node's eyes.
 _OF_THE_JOB = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+
+# The timer is moved at most this often: moving it for each event costs more than reading it.
+_SILENCE_SLACK_S = 1.0
 
 _CLOSED = Fault("node_lost", "the node left the fleet")
 
@@ -73,7 +84,7 @@ class NodeRun:
             deadline_s=max(execution.deadline_at_s - self._clock.monotonic(), 0.001),
             **{"try": try_},
         )
-        call = link.stub.Run(request, metadata=trace_metadata())
+        call = link.run(request, metadata=trace_metadata())
         try:
             return await self._follow(call, execution)
         except TimeoutError:
@@ -105,16 +116,29 @@ class NodeRun:
 
     async def _follow(
         self,
-        call: aio.UnaryStreamCall[node_service_pb2.RunRequest, node_service_pb2.RunResponse],
+        call: RunStream,
         execution: Execution,
     ) -> node_service_pb2.NodeEvent | Busy | Fault:
         now = asyncio.get_running_loop().time
+        log = execution.log
         async with asyncio.timeout(self._accept_timeout_s) as limit:
+            silent_from = 0.0
             while True:
                 response = await call.read()
+                if now() - silent_from > _SILENCE_SLACK_S:
+                    silent_from = now()
+                    limit.reschedule(silent_from + self._silence_timeout_s)
+                if isinstance(response, NodeChunk):
+                    self._enter_attempt(execution, response.attempt)
+                    log.append_chunk(response)
+                    if log.spooled.behind:
+                        # The disk may be slower than the node; that silence is ours.
+                        limit.reschedule(None)
+                        silent_from = 0.0
+                        await log.spooled.room()
+                    continue
                 if not isinstance(response, node_service_pb2.RunResponse):
                     return Fault("stream_ended", "the node ended its stream before the video")
-                limit.reschedule(now() + self._silence_timeout_s)
                 if response.HasField("busy"):
                     return Busy()
                 event = response.event
@@ -127,23 +151,22 @@ class NodeRun:
                     return _fault_of_cancel(event.cancelled)
                 if kind is not None and kind != "accepted":
                     self._take(execution, event, kind)
-                    if kind == "chunk" and execution.log.bytes.behind:
-                        # The disk may be slower than the node, the silence is ours.
-                        limit.reschedule(None)
-                        await execution.log.bytes.room()
 
     def _take(self, execution: Execution, event: node_service_pb2.NodeEvent, kind: str) -> None:
-        log = execution.log
-        if event.attempt != log.attempt:
-            if event.attempt < log.attempt:
-                raise ByteGap(f"attempt {event.attempt} after {log.attempt}")
-            log.begin(event.attempt, "reattached")
+        self._enter_attempt(execution, event.attempt)
         if kind == "started":
             execution.set_status(video_pb2.VIDEO_STATUS_RUNNING)
         elif kind == "progress":
             progress = event.progress
             execution.progress_percent = _percent(progress)
-        log.append(event, kind)
+        execution.log.append(event, kind)
+
+    def _enter_attempt(self, execution: Execution, attempt: int) -> None:
+        log = execution.log
+        if attempt != log.attempt:
+            if attempt < log.attempt:
+                raise ByteGap(f"attempt {attempt} after {log.attempt}")
+            log.begin(attempt, "reattached")
 
 
 def _percent(progress: video_pb2.ProgressEvent) -> int:

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Final
 
 from gateway.spool_budget import SpoolBudget
+from gateway.spool_file import Piece, SpoolFile
 
 # Below this, hashing in place costs less than handing it to a thread.
 _BATCH_BYTES: Final = 1024 * 1024
-_UPLOAD_PIECE_BYTES: Final = 1024 * 1024
 
 ReadRange = Callable[[int, int], Awaitable[bytes]]
 """(offset, length) → those bytes."""
@@ -54,12 +52,12 @@ class VideoBytes:
         self._budget = budget
         self.size = 0
         self._hash = hashlib.sha256()
-        self._recent: dict[int, bytes] = {}
+        self._recent: dict[int, Piece] = {}
         self._recent_bytes = 0
-        self._pending: list[bytes] = []
+        self._pending: list[Piece] = []
         self._pending_bytes = 0
         self._written = 0
-        self._file: BinaryIO | None = None
+        self._file: SpoolFile | None = None
         self._flushing: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._void = False
@@ -67,7 +65,7 @@ class VideoBytes:
 
     # --- the node's side ---
 
-    def append(self, offset: int, data: bytes) -> None:
+    def append(self, offset: int, data: Piece) -> None:
         """Takes the next piece.
 
         Raises:
@@ -115,7 +113,7 @@ class VideoBytes:
         start = self._written
         if keep_on_disk and self._file is None:
             # What was only hashed so far is still in memory and is written first.
-            self._file = _unlinked_file(self._directory)
+            self._file = SpoolFile(self._directory)
             to_write = list(self._recent.values())
         else:
             to_write = pieces if keep_on_disk else []
@@ -166,14 +164,14 @@ class VideoBytes:
             raise self._failure
         return self._hash.hexdigest()
 
-    def upload(self) -> bytes | Iterator[bytes]:
-        """Everything, after :meth:`seal`: at once where it is in memory, else in pieces.
+    def finished(self) -> bytes | SpoolFile:
+        """Everything, after :meth:`seal`: the bytes where they are in memory, else their file.
 
-        The iterator reads the file, so it belongs into a thread.
+        The file stays readable until :meth:`rebase` or :meth:`void`.
         """
         if self._file is None:
             return b"".join(self._recent.values())
-        return _file_pieces(os.dup(self._file.fileno()), self.size)
+        return self._file
 
     def rebase(self, read: ReadRange) -> None:
         """Reads come from the committed artifact from now on; the file goes."""
@@ -203,7 +201,7 @@ class VideoBytes:
 
     # --- the readers' side ---
 
-    def recent(self, offset: int) -> bytes | None:
+    def recent(self, offset: int) -> Piece | None:
         """The piece that begins there, where it is still in memory."""
         return self._recent.get(offset)
 
@@ -221,49 +219,22 @@ class VideoBytes:
         file = self._file
         if file is None:
             raise BytesGone
-        # A descriptor of its own: the file may be closed while the thread reads.
-        descriptor = os.dup(file.fileno())
-        return await asyncio.to_thread(_read_and_close, descriptor, offset, length)
+        # One of its own: the file may be closed while the thread reads.
+        return await asyncio.to_thread(_read_and_close, file.duplicate(), offset, length)
 
 
-def _unlinked_file(directory: Path) -> BinaryIO:
-    return cast("BinaryIO", tempfile.TemporaryFile(dir=directory, buffering=0))
+def _read_and_close(file: SpoolFile, offset: int, length: int) -> bytes:
+    try:
+        return file.read(offset, length)
+    finally:
+        file.close()
 
 
 def _hash_and_write(
-    digest: hashlib._Hash, pieces: list[bytes], file: BinaryIO | None, to_write: list[bytes]
+    digest: hashlib._Hash, pieces: list[Piece], file: SpoolFile | None, to_write: list[Piece]
 ) -> None:
     for piece in pieces:
         digest.update(piece)
     if file is not None:
         for piece in to_write:
-            view = memoryview(piece)
-            while view:
-                view = view[file.write(view) :]
-
-
-def _read_and_close(descriptor: int, offset: int, length: int) -> bytes:
-    try:
-        return _read_exactly(descriptor, offset, length)
-    finally:
-        os.close(descriptor)
-
-
-def _file_pieces(descriptor: int, size: int) -> Iterator[bytes]:
-    try:
-        for offset in range(0, size, _UPLOAD_PIECE_BYTES):
-            yield _read_exactly(descriptor, offset, min(_UPLOAD_PIECE_BYTES, size - offset))
-    finally:
-        os.close(descriptor)
-
-
-def _read_exactly(descriptor: int, offset: int, length: int) -> bytes:
-    parts = []
-    while length > 0:
-        part = os.pread(descriptor, length, offset)
-        if not part:
-            raise OSError(f"the spool ends at byte {offset}")
-        parts.append(part)
-        offset += len(part)
-        length -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+            file.write(piece)

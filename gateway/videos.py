@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import TypeVar
 
 import structlog
 from reelmesh.v1 import (
@@ -40,7 +41,10 @@ from gateway.placement import Ask, work_units
 from gateway.replay import replay
 from gateway.spool import VideoBytes
 from gateway.waiting import WaitingRoom
+from gateway.wire import encode_event
 from reelkit.clock import Clock
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("gateway.videos")
 
@@ -232,7 +236,7 @@ class Videos:
 
     async def watch(
         self, caller: Caller, video_id: str, *, after_seq: int
-    ) -> AsyncIterator[video_pb2.VideoEvent]:
+    ) -> AsyncGenerator[video_pb2.VideoEvent]:
         """See :meth:`gateway.application.VideoApplication.watch`."""
         execution = self._own(caller, video_id)
         if execution is not None:
@@ -240,15 +244,25 @@ class Videos:
         else:
             record = await self._record(caller, video_id)
             events = replay(record, self._artifacts, after_seq=after_seq)
-        try:
+        async with contextlib.aclosing(_told(events, video_id)) as told:
+            async for event in told:
+                yield event
+
+    async def watch_encoded(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncGenerator[bytes]:
+        """See :meth:`gateway.application.VideoApplication.watch_encoded`."""
+        execution = self._own(caller, video_id)
+        if execution is None:
+            events = self.watch(caller, video_id, after_seq=after_seq)
             async with contextlib.aclosing(events):
                 async for event in events:
-                    yield event
-        except ArtifactMissing:
-            raise VideoNotFound("the video has expired") from None
-        except (ArtifactError, OSError) as error:
-            _log.error("video not readable", job_id=video_id, error=str(error))
-            raise Unavailable("the video cannot be read now", retry_after_s=5.0) from None
+                    yield encode_event(event)
+            return
+        encoded = execution.log.read_encoded(after_seq)
+        async with contextlib.aclosing(_told(encoded, video_id)) as told:
+            async for message in told:
+                yield message
 
     async def list_page(
         self, caller: Caller, *, page_size: int, page_token: str, oldest_first: bool = False
@@ -285,23 +299,10 @@ class Videos:
             rule = f"must be 0 to {total}, the video's size in bytes, not {offset}"
             nearest = str(min(max(offset, 0), total))
             raise InvalidRequest((FieldViolation("offset", rule, (nearest,)),))
-        chunks = self._pieces(record, offset=offset)
-        return Download(total_bytes=total, sha256=video.result.sha256, chunks=chunks)
-
-    async def _pieces(
-        self, record: job_service_pb2.JobRecord, *, offset: int
-    ) -> AsyncIterator[bytes]:
-        total = record.video.result.size_bytes
-        try:
-            async for piece in pieces(
-                self._artifacts, record.artifact_key, offset=offset, total=total
-            ):
-                yield piece
-        except ArtifactMissing:
-            raise VideoNotFound("the video has expired") from None
-        except ArtifactError as error:
-            _log.error("artifact not readable", job_id=record.video.id, error=str(error))
-            raise Unavailable("the video cannot be read now", retry_after_s=5.0) from None
+        chunks = pieces(self._artifacts, record.artifact_key, offset=offset, total=total)
+        return Download(
+            total_bytes=total, sha256=video.result.sha256, chunks=_told(chunks, video_id)
+        )
 
     # --- end ---
 
@@ -367,6 +368,19 @@ class Videos:
             heard = self._fleet.heard
             return False, "no ready node" if heard else "no word from the control plane yet"
         return True, ""
+
+
+async def _told(items: AsyncGenerator[T], video_id: str) -> AsyncGenerator[T]:
+    """The same items; a store that fails under them is told in a client's words."""
+    try:
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield item
+    except ArtifactMissing:
+        raise VideoNotFound("the video has expired") from None
+    except (ArtifactError, OSError) as error:
+        _log.error("video not readable", job_id=video_id, error=str(error))
+        raise Unavailable("the video cannot be read now", retry_after_s=5.0) from None
 
 
 _NOT_FINISHED = {
