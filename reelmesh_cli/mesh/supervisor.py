@@ -94,6 +94,7 @@ class Mesh:
         self._workers: dict[str, tuple[WorkerEntry, ...]] = {}
         self._ready_nodes: set[str] = set()
         self._delays: dict[str, float] = {}
+        self._states: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._first_death: asyncio.Future[MeshStartError] | None = None
         self._serving = False
@@ -123,11 +124,7 @@ class Mesh:
             if self._first_death.done():
                 raise self._first_death.result()
             if not starting.done():
-                raise MeshStartError(
-                    f"the mesh did not serve within {self._supervision.start_timeout_s:g} s",
-                    hint=f"the logs are in {self.plan.options.state_dir / 'logs'}; a large model "
-                    "needs more time: --start-timeout",
-                )
+                raise self._too_late()
             starting.result()
         self._serving = True
         self._write_mesh_file()
@@ -143,10 +140,10 @@ class Mesh:
                 if child.plan.role == role and child.exit_code is None
             ]
             for child in children:
-                self._board.say(child.plan, "stopping")
+                self._say(child.plan, "stopping")
             await asyncio.gather(*(child.stop(STOP_GRACE_S) for child in children))
             for child in children:
-                self._board.say(child.plan, "stopped")
+                self._say(child.plan, "stopped")
 
     def kill_at_once(self) -> None:
         """Kills every process without waiting: the person asked twice."""
@@ -159,7 +156,7 @@ class Mesh:
         for etcd in self.plan.of_role("etcd"):
             await self._start(etcd)
             await probes.wait_for_etcd(etcd.address)
-            self._board.say(etcd, "ready")
+            self._say(etcd, "ready")
         await self._start_listening(self.plan.of_role("control-plane"))
         nodes = self.plan.of_role("node-agent")
         for node in nodes:
@@ -176,10 +173,10 @@ class Mesh:
             if plan.ready_file is not None:
                 await probes.wait_for_file(plan.ready_file)
                 if plan.role != "node-agent":
-                    self._board.say(plan, "ready" if plan.role == "control-plane" else "listening")
+                    self._say(plan, "ready" if plan.role == "control-plane" else "listening")
 
     async def _start(self, plan: ProcessPlan) -> None:
-        self._board.say(plan, "starting")
+        self._say(plan, "starting")
         try:
             child = await Child.start(plan, state_dir=self.plan.options.state_dir)
         except OSError as error:
@@ -197,7 +194,7 @@ class Mesh:
         self._ready_nodes.discard(plan.id)
         if self._stopping:
             return
-        self._board.say(plan, describe_exit(code))
+        self._say(plan, describe_exit(code))
         log = self.plan.options.state_dir / plan.log
         if not self._serving:
             if self._first_death is not None and not self._first_death.done():
@@ -235,14 +232,14 @@ class Mesh:
         region = self.plan.regions[gateway.region or ""]
         while True:
             ready, reason = await probes.readiness(region.http)
-            self._board.say(gateway, "ready" if ready else f"waiting: {reason or 'not ready'}")
+            self._say(gateway, "ready" if ready else f"waiting: {reason or 'not ready'}")
             if ready:
                 return
             await asyncio.sleep(probes.POLL_S)
 
     async def _watch_node(self, plan: ProcessPlan) -> None:
         def on_status(status: node_pb2.NodeStatus) -> None:
-            self._board.say(plan, node_watch.describe(status))
+            self._say(plan, node_watch.describe(status))
             if node_watch.is_ready(status):
                 self._ready_nodes.add(plan.id)
             workers = node_watch.live_workers(status)
@@ -253,6 +250,21 @@ class Mesh:
             self._changed.set()
 
         await node_watch.watch_node(plan.address, on_status, clock=self._clock)
+
+    def _too_late(self) -> MeshStartError:
+        waited_for = [
+            f"{name}: {state}" for name, state in self._states.items() if state != "ready"
+        ]
+        return MeshStartError(
+            f"the mesh did not serve within {self._supervision.start_timeout_s:g} s; "
+            + "; ".join(waited_for),
+            hint=f"the logs are in {self.plan.options.state_dir / 'logs'}; a large model "
+            "needs more time: --start-timeout",
+        )
+
+    def _say(self, plan: ProcessPlan, state: str) -> None:
+        self._states[plan.id] = state
+        self._board.say(plan, state)
 
     def _write_configs(self) -> None:
         for plan in self.plan.processes:

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.mesh import RunningMesh
+import psutil
+
+from tests.support.mesh import RunningMesh, assert_gone
 
 
 def reelmesh(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
@@ -87,3 +89,20 @@ def test_a_batch_goes_on_where_it_was_interrupted(mesh: RunningMesh, tmp_path, l
         assert row["video_id"] == before.get(row["digest"], row)["video_id"]
         assert len(look((out / row["file"]).read_bytes()).frames) == 5 + 4 * number
         assert row["seed"] == str(number)
+
+
+def test_the_demo_makes_a_video_and_leaves_no_process(tmp_path, look):
+    done = reelmesh(
+        "demo",
+        *("--regions", "home", "--threads", "1", "--json"),
+        *("--state-dir", str(tmp_path / "state"), "--out", str(tmp_path / "out")),
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    clip = look(Path(facts["path"]).read_bytes())
+    assert (clip.width, clip.height) == (facts["width"], facts["height"])
+    assert len(clip.frames) == facts["num_frames"]
+    assert Path(facts["contact_sheet"]).exists()
+    assert not (tmp_path / "state" / "mesh.json").exists()
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]
+    assert_gone(left)

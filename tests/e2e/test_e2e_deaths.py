@@ -2,8 +2,10 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import threading
+import time
 
 import psutil
 import pytest
@@ -111,3 +113,37 @@ def test_nothing_is_left_when_up_itself_is_killed(tmp_path, random_model_dir):
         running.process.kill()
         running.process.wait(10)
         assert_gone(family)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_nothing_is_left_when_up_is_interrupted_while_it_starts(
+    tmp_path, random_model_dir, signals
+):
+    starting = launch_up(tmp_path / "state", "--regions", "home", "--model", str(random_model_dir))
+    deadline_s = time.monotonic() + 60
+    node_log = starting.state_dir / "logs" / "home-node-0.log"
+    while not node_log.exists():
+        assert starting.process.poll() is None, starting.said()
+        assert time.monotonic() < deadline_s, starting.said()
+        time.sleep(0.02)
+    family = starting.family()
+    for _ in range(signals):
+        starting.process.send_signal(signal.SIGINT)
+    assert starting.process.wait(30) == 128 + signal.SIGINT
+    assert_gone(family)
+    assert not starting.file.exists()
+    assert "Traceback" not in starting.output.read_text()
+
+
+def test_a_mesh_that_cannot_start_says_why_and_leaves_nothing(tmp_path, random_model_dir):
+    broken = tmp_path / "model"
+    shutil.copytree(random_model_dir, broken)
+    weights = next(broken.rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    arguments = ("--regions", "home", "--model", str(broken), "--start-timeout", "15")
+    failing = launch_up(tmp_path / "state", *arguments)
+    assert failing.process.wait(60) == 1
+    said = failing.output.read_text()
+    assert "home-node-0" in said
+    assert weights.name in said, "the file that is damaged is not named"
+    assert not failing.file.exists()
