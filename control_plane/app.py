@@ -22,6 +22,8 @@ from control_plane.config import ControlPlaneConfig
 from control_plane.desired import DesiredStates
 from control_plane.fleet import FleetView
 from control_plane.keys import Keys
+from control_plane.metrics import Metrics
+from control_plane.model_sweep import ModelSweep
 from control_plane.service import ControlPlaneService
 from control_plane.store.etcd import EtcdStore
 from control_plane.store.mirror import Mirror, MirrorChange
@@ -93,12 +95,25 @@ async def build_app(
     """
     clock = clock or SystemClock()
     keys = Keys(prefix=config.etcd.prefix, region=config.region)
+    metrics = Metrics()
+    if config.ready_file is not None:
+        # Whoever waits for it must not find the one of an earlier life.
+        config.ready_file.unlink(missing_ok=True)
     async with contextlib.AsyncExitStack() as stack:
+        if config.metrics_listen is not None:
+            stack.enter_context(metrics.served(config.metrics_listen))
         if store is None:
-            store = await stack.enter_async_context(EtcdStore(config.etcd, clock=clock))
+            etcd = EtcdStore(config.etcd, clock=clock, observe=metrics.observe_call)
+            store = await stack.enter_async_context(etcd)
         scope = await stack.enter_async_context(TaskScope("control-plane"))
         writer = FencedWriter(store, prefix=keys.writer_slots(config.replica_id), clock=clock)
-        leasing = Leasing(store=store, writer=writer, clock=clock, ttl_s=config.lease_ttl_s)
+        leasing = Leasing(
+            store=store,
+            writer=writer,
+            clock=clock,
+            ttl_s=config.lease_ttl_s,
+            on_lost_lease=metrics.count_lost_lease,
+        )
         view, desired = FleetView(keys=keys), DesiredStates(keys=keys)
         nodes = NodeAttachment(
             region=config.region,
@@ -128,6 +143,9 @@ async def build_app(
             gateways.streams.stop()
             watchers.stop()
 
+        _add_gauges(metrics, view=view, nodes=nodes, gateways=gateways, watchers=watchers)
+        sweep = ModelSweep(view=view, store=store, writer=writer, keys=keys, clock=clock)
+        scope.spawn(sweep.run(), name="model sweep")
         ready = asyncio.Event()
         for prefix, apply in ((keys.fleet, view.apply), (keys.desired_states, desired.apply)):
             mirror = Mirror(store, prefix, clock=clock, relist_s=config.fleet.relist_s)
@@ -142,6 +160,25 @@ async def build_app(
             drain_s=config.drain_s,
             ready=ready,
         )
+
+
+def _add_gauges(
+    metrics: Metrics,
+    *,
+    view: FleetView,
+    nodes: NodeAttachment,
+    gateways: GatewayAttachment,
+    watchers: FleetWatchers,
+) -> None:
+    for name, text, read in (
+        ("attached_nodes", "Attach streams on this replica.", lambda: len(nodes.streams)),
+        ("attached_gateways", "AttachGateway streams here.", lambda: len(gateways.streams)),
+        ("fleet_watchers", "WatchFleet streams on this replica.", lambda: watchers.count),
+        ("fleet_nodes", "Nodes in the region's fleet.", lambda: view.node_count),
+        ("fleet_ready_nodes", "Nodes that take work.", lambda: view.ready_node_count),
+        ("fleet_version", "The store's revision that the fleet shows.", lambda: view.version),
+    ):
+        metrics.gauge(name, text, read)
 
 
 async def _follow(mirror: Mirror, apply: Callable[[MirrorChange], None]) -> None:
@@ -162,9 +199,15 @@ async def _announce(
     for name in ("", SERVICE_NAME):
         await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
     if config.ready_file is not None:
-        write_json_atomic(config.ready_file, {"grpc": address, "pid": os.getpid()})
+        write_json_atomic(config.ready_file, {"grpc": _reachable(address), "pid": os.getpid()})
     _log.info("ready", address=address, region=config.region, replica=config.replica_id)
     ready.set()
+
+
+def _reachable(address: str) -> str:
+    """The address for a client on this machine: nobody connects to 0.0.0.0."""
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]", "") else address  # noqa: S104
 
 
 def _make_server(

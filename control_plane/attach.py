@@ -113,7 +113,7 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
             )
             news.append(cp.AttachResponse(welcome=welcome))
         desired = self._desired.of(self._hello.node_id)
-        if desired != self._told:
+        if self._desired.loaded and desired != self._told:
             self._told = desired
             news.append(cp.AttachResponse(desired=desired))
         return news

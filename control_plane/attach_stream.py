@@ -6,7 +6,7 @@ import abc
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from control_plane.errors import ControlPlaneError, InvalidRequestError, NotReadyError
@@ -34,6 +34,7 @@ class Leasing:
     writer: FencedWriter
     clock: Clock
     ttl_s: float
+    on_lost_lease: Callable[[], None] = lambda: None
 
     def record(self, key: str) -> LeasedRecord:
         """The record at ``key``, not claimed yet."""
@@ -76,7 +77,11 @@ class AttachStream(abc.ABC, Generic[Req, Resp]):
     ) -> None:
         self.wake = asyncio.Event()
         self.session = Session(
-            leasing.record(key), clock=leasing.clock, also=also, on_new_lease=self._note_lease
+            leasing.record(key),
+            clock=leasing.clock,
+            also=also,
+            on_new_lease=self._note_lease,
+            on_lost_lease=leasing.on_lost_lease,
         )
         self._name = name
         self._clock = leasing.clock

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
 from control_plane.store.etcd import EtcdSettings
-from reelkit.logs import LogFormat, LogLevel
-from reelkit.settings import Settings, load_settings
+from reelkit.logs import LogSettings
+from reelkit.settings import Settings
 
 ENV_PREFIX = "REELMESH_CONTROL__"
 _ID = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
@@ -20,17 +19,6 @@ def _host_id() -> str:
     name = socket.gethostname().split(".")[0].lower()
     kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-")
     return kept[:63].strip("-") or "control"
-
-
-class LogSettings(Settings):
-    """What is logged."""
-
-    level: LogLevel = Field(
-        default="info", description="Least level that is logged; debug is for a search of bugs."
-    )
-    format: LogFormat = Field(
-        default="console", description="console for people, json for collectors."
-    )
 
 
 class FleetSettings(Settings):
@@ -110,12 +98,3 @@ class ControlPlaneConfig(Settings):
         if value != int(value):
             raise ValueError(f"etcd counts whole seconds: use {int(value)} or {int(value) + 1}")
         return value
-
-
-def load_config(file: Path | None, overrides: Sequence[str] = ()) -> ControlPlaneConfig:
-    """The configuration from file, environment (REELMESH_CONTROL__…) and flags.
-
-    Raises:
-        ConfigError: Names every field that is wrong.
-    """
-    return load_settings(ControlPlaneConfig, file=file, env_prefix=ENV_PREFIX, overrides=overrides)

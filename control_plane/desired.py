@@ -22,6 +22,9 @@ class DesiredStates:
     def __init__(self, *, keys: Keys) -> None:
         self._keys = keys
         self._states: dict[str, cp.DesiredNodeState] = {}
+        # Before the first read nobody is told anything: a cordoned node must not hear
+        # in between that it is not.
+        self.loaded = False
         self._watchers: set[asyncio.Event] = set()
 
     @contextlib.contextmanager
@@ -41,6 +44,7 @@ class DesiredStates:
         """Takes a change of the store over and wakes the sessions."""
         if change.kind is ChangeKind.SNAPSHOT:
             self._states.clear()
+            self.loaded = True
         for kv in change.upserts:
             try:
                 state = cp.DesiredNodeState.FromString(kv.value)

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 from google.protobuf.message import DecodeError
 from reelmesh.v1 import control_plane_service_pb2 as cp
-from reelmesh.v1 import model_pb2
+from reelmesh.v1 import model_pb2, node_pb2
 
 from control_plane.keys import Keys
 from control_plane.store.mirror import ChangeKind, MirrorChange
@@ -48,6 +48,16 @@ class FleetView:
     def node_count(self) -> int:
         """Nodes in the fleet, whatever their state."""
         return len(self._nodes)
+
+    @property
+    def ready_node_count(self) -> int:
+        """Nodes that take work."""
+        return sum(node.state == node_pb2.NODE_STATE_READY for node in self._nodes.values())
+
+    def unnamed_models(self) -> set[str]:
+        """Digests of the model infos that no node's record names."""
+        named = {model.manifest_sha256 for node in self._nodes.values() for model in node.models}
+        return self._models.keys() - named
 
     def apply(self, change: MirrorChange) -> None:
         """Takes a change of the store over and wakes the watchers."""

@@ -80,7 +80,7 @@ class LeasedRecord:
             f"{self.key} is written by several streams at once; is the id in use twice?"
         )
 
-    async def write(self, value: bytes) -> None:
+    async def write(self, value: bytes, *, also: Sequence[Put] = ()) -> None:
         """Replaces the record; call :meth:`claim` again after LeaseNotFoundError.
 
         Raises:
@@ -91,7 +91,7 @@ class LeasedRecord:
         for _ in range(MAX_CLAIM_TRIES):
             result = await self._writer.txn(
                 [unchanged(self.key, self._revision)],
-                [Put(self.key, value, self.lease_id)],
+                [Put(self.key, value, self.lease_id), *also],
                 [Get(self.key)],
             )
             if result.succeeded:

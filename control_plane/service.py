@@ -60,3 +60,7 @@ async def _pump(responses: AsyncGenerator[Any, None], context: Any) -> None:
     except ControlPlaneError as error:
         _log.info("call ended", code=error.code, error=str(error))
         await abort(context, error)
+    except Exception:  # noqa: BLE001  # the process boundary, and it logs
+        # The process boundary: a client reads no stack, the log keeps it.
+        _log.exception("call failed")
+        await abort(context, ControlPlaneError())

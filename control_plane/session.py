@@ -32,11 +32,13 @@ class Session:
         clock: Clock,
         also: Sequence[Put] = (),
         on_new_lease: Callable[[], None],
+        on_lost_lease: Callable[[], None],
     ) -> None:
         self.record = record
         self._clock = clock
         self._also = also
         self._on_new_lease = on_new_lease
+        self._on_lost_lease = on_lost_lease
         self._wanted = b""
         self._reported_s = clock.monotonic()
         self._work = asyncio.Event()
@@ -73,8 +75,7 @@ class Session:
             try:
                 await self._bring_up_to_date()
             except StoreError as error:
-                if not error.retryable:
-                    raise
+                # Whatever the store says, a node that serves is not sent away for it.
                 _log.info("record waits for the store", key=self.record.key, error=str(error))
                 await self._clock.sleep(RETRY_DELAY_S)
                 self._work.set()
@@ -92,8 +93,9 @@ class Session:
         try:
             await self.record.renew()
             if wanted != self.record.value:
-                await self.record.write(wanted)
+                await self.record.write(wanted, also=self._also)
         except LeaseNotFoundError:
             _log.warning("lease ran out while its agent reports", key=self.record.key)
-            await self.record.claim(wanted, lease_id=self.record.lease_id, also=self._also)
+            self._on_lost_lease()
+            await self.record.claim(wanted, also=self._also)
             self._on_new_lease()

@@ -39,10 +39,15 @@ def internal_channel_options() -> list[tuple[str, Any]]:
     return [
         ("grpc.keepalive_time_ms", PING_INTERVAL_MS),
         ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
+        # A keepalive that finds grpc's own bandwidth probe on its way waits for that one
+        # instead, whose timeout is a minute by default: a cut went unnoticed that long.
+        ("grpc.http2.ping_timeout_ms", PING_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name this is the time a connection attempt gets: with 100 ms a busy
+        # server, or one an ocean away, was never reached.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.http2.max_frame_size", _MAX_FRAME_BYTES),

@@ -77,6 +77,7 @@ class Mirror:
         self._known: dict[str, KeyValue] = {}
         self._revision = 0
         self._fresh = True
+        self._failing = False
         # For metrics: how often the copy was compared with the whole, and differed.
         self.relists = 0
         self.repairs = 0
@@ -85,7 +86,7 @@ class Mirror:
         """Yields each change; ends only by being closed.
 
         Raises:
-            StoreDeniedError: We may not read the prefix.
+            StoreDeniedError: We may not read the prefix, found at the first read.
         """
         while True:
             try:
@@ -101,13 +102,24 @@ class Mirror:
             except CompactedError as error:
                 _log.info("history was compacted: relist", prefix=self._prefix, error=str(error))
             except StoreError as error:
-                if not error.retryable:
+                if self._fresh and not error.retryable:
+                    # At the start a denial is a mistake in the configuration; later it
+                    # is an outage like others, and what is known goes on being served.
                     raise
-                _log.info("listing failed, tries again", prefix=self._prefix, error=str(error))
+                self._note_failure(error)
                 await self._clock.sleep(RETRY_DELAY_S)
+
+    def _note_failure(self, error: StoreError) -> None:
+        # Said once an outage: it may last for hours, and a try takes a second.
+        if not self._failing:
+            _log.warning("listing failed, tries on", prefix=self._prefix, error=str(error))
+        self._failing = True
 
     async def _list(self) -> MirrorChange | None:
         items, revision = await list_all(self._store, self._prefix)
+        if self._failing:
+            _log.info("listing works again", prefix=self._prefix)
+            self._failing = False
         listed = {kv.key: kv for kv in items}
         self.relists += 1
         if self._fresh:

@@ -50,6 +50,7 @@ class EtcdProcess:
     extra: tuple[str, ...] = ()
     client_port: int = dataclasses.field(default_factory=free_port)
     peer_port: int = dataclasses.field(default_factory=free_port)
+    health_port: int = dataclasses.field(default_factory=free_port)
     # name=peer URL of all members; empty: this one alone.
     cluster: str = ""
     process: subprocess.Popen[bytes] | None = None
@@ -86,6 +87,7 @@ class EtcdProcess:
                     f"--listen-client-urls={self.endpoint}",
                     f"--advertise-client-urls={self.endpoint}",
                     f"--listen-peer-urls={self.peer_url}",
+                    f"--listen-metrics-urls=http://127.0.0.1:{self.health_port}",
                     f"--initial-advertise-peer-urls={self.peer_url}",
                     f"--initial-cluster={self.cluster or f'{self.name}={self.peer_url}'}",
                     # Ten times as quick as the default, so that leases of 1 s are allowed.
@@ -100,24 +102,34 @@ class EtcdProcess:
             )
 
     async def start(self) -> None:
-        """Starts it and returns when it listens."""
+        """Starts it and returns when it is healthy."""
         self.spawn()
         await self.wait_ready()
 
     async def wait_ready(self) -> None:
-        """Returns when the client port takes connections; raises with the log if not."""
+        """Returns when it has a leader and answers; raises with the log if not.
+
+        Listening is not enough: one that is killed while it founds its cluster never
+        elects a leader again.
+        """
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             assert self.process is not None
             if self.process.poll() is not None:
                 break
             with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", self.client_port)
-                writer.close()
-                await writer.wait_closed()
-                return
+                if await self._healthy():
+                    return
             await asyncio.sleep(0.02)
         raise RuntimeError(f"etcd did not start:\n{self.log.read_text()[-4000:]}")
+
+    async def _healthy(self) -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.health_port)
+        try:
+            writer.write(b"GET /health HTTP/1.0\r\n\r\n")
+            return b'"health":"true"' in await reader.read()
+        finally:
+            writer.close()
 
     def kill(self) -> None:
         """SIGKILL, as a crash; the data stays."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
 
 import structlog
 from google.protobuf.message import Message
@@ -20,9 +21,13 @@ from control_plane.store.etcd.methods import (
     token_expired,
 )
 from control_plane.store.etcdpb import reelmesh_etcd_pb2 as pb
+from reelkit.clock import Clock
 
 Req = TypeVar("Req", bound=Message)
 Resp = TypeVar("Resp", bound=Message)
+
+# Told of each try: method, status code, seconds, and whether etcd answered.
+CallObserver: TypeAlias = Callable[[str, str, float, bool], None]
 
 _log = structlog.get_logger("control_plane.store.caller")
 
@@ -30,12 +35,22 @@ _log = structlog.get_logger("control_plane.store.caller")
 class Caller:
     """Makes unary calls, and what streams need to begin: connection and metadata."""
 
-    def __init__(self, settings: EtcdSettings, *, endpoints: Endpoints, history: History) -> None:
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        *,
+        endpoints: Endpoints,
+        history: History,
+        clock: Clock,
+        observe: CallObserver,
+    ) -> None:
         self.endpoints = endpoints
         self.history = history
         self.timeout_s = settings.request_timeout_s
         self._login = login_of(settings)
         self._token: str | None = None
+        self._clock = clock
+        self._observe = observe
 
     async def unary(self, method: Method[Req, Resp], request: Req) -> Resp:
         """The answer to a request; reads are tried once on each endpoint and once more.
@@ -54,6 +69,7 @@ class Caller:
                 connection = await self.endpoints.ready()
                 metadata = await self.metadata(connection)
             except StoreUnavailableError:
+                self._observe(method.path, "UNAVAILABLE", 0.0, False)
                 if attempts_left <= 0:
                     raise
                 continue
@@ -112,11 +128,19 @@ class Caller:
         request: Req,
         metadata: tuple[tuple[str, str], ...],
     ) -> Resp:
-        async with connection.used() as channel:
-            call = channel.unary_unary(
-                method.path,
-                request_serializer=method.request.SerializeToString,
-                response_deserializer=method.response.FromString,
-            )
-            answer: Resp = await call(request, timeout=self.timeout_s, metadata=metadata)
-            return answer
+        started_s = self._clock.monotonic()
+        code, answered = "OK", True
+        try:
+            async with connection.used() as channel:
+                call = channel.unary_unary(
+                    method.path,
+                    request_serializer=method.request.SerializeToString,
+                    response_deserializer=method.response.FromString,
+                )
+                answer: Resp = await call(request, timeout=self.timeout_s, metadata=metadata)
+                return answer
+        except aio.AioRpcError as error:
+            code, answered = error.code().name, is_definite(error)
+            raise
+        finally:
+            self._observe(method.path, code, self._clock.monotonic() - started_s, answered)

@@ -8,7 +8,7 @@ from typing import Self
 
 from control_plane.errors import LeaseNotFoundError
 from control_plane.store.checks import check_prefix, check_txn, check_value
-from control_plane.store.etcd.caller import Caller
+from control_plane.store.etcd.caller import Caller, CallObserver
 from control_plane.store.etcd.connection import Endpoints, EtcdSettings
 from control_plane.store.etcd.convert import (
     from_compare,
@@ -44,10 +44,22 @@ class EtcdStore:
     process starts while etcd is away.
     """
 
-    def __init__(self, settings: EtcdSettings, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        *,
+        clock: Clock,
+        observe: CallObserver = lambda _method, _code, _seconds, _answered: None,
+    ) -> None:
         self._scope = TaskScope("etcd")
         self._endpoints = Endpoints(settings, clock=clock)
-        self._caller = Caller(settings, endpoints=self._endpoints, history=History())
+        self._caller = Caller(
+            settings,
+            endpoints=self._endpoints,
+            history=History(),
+            clock=clock,
+            observe=observe,
+        )
         self._leases = Leases(self._caller, scope=self._scope)
 
     async def __aenter__(self) -> Self:
