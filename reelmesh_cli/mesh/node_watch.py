@@ -55,8 +55,3 @@ def describe(status: node_pb2.NodeStatus) -> str:
     name = node_pb2.NodeState.Name(status.state).removeprefix("NODE_STATE_").lower()
     reason = f": {status.reason}" if status.reason and name != "ready" else ""
     return f"{name}{reason}"
-
-
-def is_ready(status: node_pb2.NodeStatus) -> bool:
-    """Whether it takes work."""
-    return status.state == node_pb2.NODE_STATE_READY

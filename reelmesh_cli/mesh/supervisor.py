@@ -20,6 +20,7 @@ from reelmesh_cli.mesh import node_watch, probes
 from reelmesh_cli.mesh.board import Board
 from reelmesh_cli.mesh.keys import Tokens
 from reelmesh_cli.mesh.mesh_file import WorkerEntry, mesh_document
+from reelmesh_cli.mesh.node_health import NodeHealth
 from reelmesh_cli.mesh.process import Child, describe_exit, log_tail
 from reelmesh_cli.mesh.state_dir import MESH_FILE
 from reelmesh_cli.mesh.topology import DRAIN_S, MeshPlan, ProcessPlan, Role
@@ -92,7 +93,7 @@ class Mesh:
         self._scope = scope
         self._children: dict[str, Child] = {}
         self._workers: dict[str, tuple[WorkerEntry, ...]] = {}
-        self._ready_nodes: set[str] = set()
+        self._nodes: dict[str, NodeHealth] = {}
         self._delays: dict[str, float] = {}
         self._states: dict[str, str] = {}
         self._changed = asyncio.Event()
@@ -191,7 +192,7 @@ class Mesh:
         plan, began_s = child.plan, self._clock.monotonic()
         code = await child.wait()
         self._workers.pop(plan.id, None)
-        self._ready_nodes.discard(plan.id)
+        self._nodes.pop(plan.id, None)
         if self._stopping:
             return
         self._say(plan, describe_exit(code))
@@ -223,10 +224,21 @@ class Mesh:
         return delay_s
 
     async def _until_nodes_are_ready(self) -> None:
-        wanted = {node.id for node in self.plan.of_role("node-agent")}
-        while not wanted <= self._ready_nodes:
+        nodes = self.plan.of_role("node-agent")
+        while not all(self._nodes.get(node.id, NodeHealth()).ready for node in nodes):
+            self._raise_if_hopeless()
             self._changed.clear()
-            await self._changed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._changed.wait()
+
+    def _raise_if_hopeless(self) -> None:
+        for name, health in self._nodes.items():
+            if health.hopeless(now_s=self._clock.monotonic()):
+                log = self.plan.options.state_dir / "logs" / f"{name}.log"
+                raise MeshStartError(
+                    f"{name} cannot serve: {self._states[name]}", hint=f"its log is {log}"
+                )
 
     async def _until_serving(self, gateway: ProcessPlan) -> None:
         region = self.plan.regions[gateway.region or ""]
@@ -240,8 +252,11 @@ class Mesh:
     async def _watch_node(self, plan: ProcessPlan) -> None:
         def on_status(status: node_pb2.NodeStatus) -> None:
             self._say(plan, node_watch.describe(status))
-            if node_watch.is_ready(status):
-                self._ready_nodes.add(plan.id)
+            self._nodes[plan.id] = self._nodes.get(plan.id, NodeHealth()).seen(
+                ready=status.state == node_pb2.NODE_STATE_READY,
+                unhealthy=status.state == node_pb2.NODE_STATE_UNHEALTHY,
+                now_s=self._clock.monotonic(),
+            )
             workers = node_watch.live_workers(status)
             if workers != self._workers.get(plan.id):
                 self._workers[plan.id] = workers

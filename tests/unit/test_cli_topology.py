@@ -5,6 +5,7 @@ import pytest
 from reelmesh_cli.errors import UsageError
 from reelmesh_cli.mesh.keys import Tokens
 from reelmesh_cli.mesh.mesh_file import WorkerEntry, mesh_document
+from reelmesh_cli.mesh.node_health import NodeHealth
 from reelmesh_cli.mesh.topology import MeshOptions, Programs, check_options, plan_mesh
 
 
@@ -125,3 +126,19 @@ def test_the_mesh_file_has_the_promised_shape(plan):
 
 def test_tokens_are_in_no_representation():
     assert "secret" not in repr(Tokens("secret-user", "secret-operator"))
+
+
+def test_a_node_is_given_up_when_it_was_unhealthy_too_often_or_too_long():
+    health = NodeHealth()
+    for times in range(1, 4):
+        health = health.seen(ready=False, unhealthy=True, now_s=1.0)
+        # The same status again is not another failure.
+        health = health.seen(ready=False, unhealthy=True, now_s=1.0)
+        assert health.hopeless(now_s=1.0) == (times == 3)
+        assert health.hopeless(now_s=11.5)
+        health = health.seen(ready=False, unhealthy=False, now_s=1.0)
+        assert not health.hopeless(now_s=99.0), "it is loading again: wait for what becomes of it"
+    health = health.seen(ready=True, unhealthy=False, now_s=2.0)
+    assert health.ready
+    health = health.seen(ready=False, unhealthy=True, now_s=50.0)
+    assert not health.hopeless(now_s=59.0)
