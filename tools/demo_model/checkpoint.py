@@ -30,7 +30,10 @@ class Run:
         self._figures: dict[str, list[tuple[int, float]]] = {}
         self._sums: dict[str, tuple[float, int]] = {}
         self._told_to_stop = False
-        signal.signal(signal.SIGTERM, self._on_stop)
+
+    def close(self) -> None:
+        """Leave SIGTERM to its default again: training is over."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _on_stop(self, *_: object) -> None:
         self._told_to_stop = True
@@ -41,7 +44,11 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     def resume(self, model: nn.Module, average: nn.Module, optimizer: Any) -> int:
-        """Load the checkpoint into the three, if there is one; return the steps done."""
+        """Load the checkpoint into the three, if there is one; return the steps done.
+
+        From here to ``close`` a SIGTERM is answered by one last checkpoint.
+        """
+        signal.signal(signal.SIGTERM, self._on_stop)
         if not self.checkpoint.exists():
             return 0
         state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)

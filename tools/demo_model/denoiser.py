@@ -20,6 +20,7 @@ TRAIN_SHIFT: Final = 3.0
 PROBED_BLOCK: Final = 1
 LATENT_FRAMES: Final = 1 + (FRAME_COUNT - 1) // 4
 _TEXT_DIM: Final = 128
+_EARLY_SHARE: Final = 0.15
 
 
 def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
@@ -134,6 +135,14 @@ class Denoiser(nn.Module):
         del module, inputs
         self._probed = output
 
+    def compile_blocks(self) -> None:
+        """Compile the transformer's blocks for this device: half the time a step, after a minute.
+
+        Needs a C++ compiler on a CPU. Call it after every copy of the model was made.
+        """
+        for block in self.transformer.blocks:
+            block.compile(dynamic=False)
+
     def position_loss(self) -> Tensor:
         """Return how badly the probed layer of the last forward knows where its tokens are."""
         assert self._probed is not None  # forward comes first
@@ -165,9 +174,14 @@ class Denoiser(nn.Module):
 
 
 def sample_noise_levels(count: int, generator: torch.Generator) -> Tensor:
-    """Draw noise levels in 0..1: logit-normal, shifted towards noise as sampling is."""
+    """Draw noise levels in 0..1: logit-normal, shifted towards noise as sampling is.
+
+    Some are drawn near pure noise, where a clip's content and place are decided.
+    """
     sigma = torch.sigmoid(torch.randn(count, generator=generator))
-    return TRAIN_SHIFT * sigma / (1 + (TRAIN_SHIFT - 1) * sigma)
+    sigma = TRAIN_SHIFT * sigma / (1 + (TRAIN_SHIFT - 1) * sigma)
+    early = torch.rand(count, generator=generator) < _EARLY_SHARE
+    return torch.where(early, 1.0 - 0.12 * torch.rand(count, generator=generator), sigma)
 
 
 def flow_matching_loss(

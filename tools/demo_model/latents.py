@@ -49,21 +49,30 @@ def _cells(coverage: np.ndarray[Any, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_world(vae: AutoencoderKLWan, path: Path, *, device: str, batch: int = 8) -> None:
-    """Encode every training clip and write the set to ``path``, whole or not at all."""
+def encode_world(
+    vae: AutoencoderKLWan, path: Path, *, step: int, device: str, batch: int = 8
+) -> None:
+    """Encode every training clip and write the set to ``path``, whole or not at all.
+
+    ``step`` says how far the autoencoder was trained; a set of that step is left as it is.
+    """
+    if path.exists() and torch.load(path, weights_only=True)["step"] == step:
+        return
     vae = vae.to(device).eval()
     clips = all_training_clips()
     parts, near = [], []
     for start in tqdm(range(0, len(clips), batch), desc="latents", mininterval=5):
         chunk = clips[start : start + batch]
         x = torch.stack([to_model_range(render_clip(*clip)) for clip in chunk])
-        parts.append(encode_whole(vae, x.to(device)).float().cpu())
+        with torch.autocast(device, torch.bfloat16):  # as in the autoencoder's training
+            parts.append(encode_whole(vae, x.to(device)).float().cpu())
         near += [_cells(clip_coverage(*clip)) for clip in chunk]
     latents = torch.cat(parts)
     mean = latents.mean(dim=(0, 2, 3, 4))
     std = latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-4)
     shape = (1, -1, 1, 1, 1)
     state = {
+        "step": step,
         "latents": ((latents - mean.view(shape)) / std.view(shape)).half(),
         "near": torch.stack(near),
         "mean": mean,

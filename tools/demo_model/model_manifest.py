@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from node_agent.model_folder import ModelFolder, write_manifest
-
 from tools.demo_model.pipeline import DEFAULT_GUIDANCE, DEFAULT_STEPS, FLOW_SHIFT
 from tools.demo_model.tokenizer import MAX_TOKENS
 from tools.demo_model.world import FRAME_COUNT, FRAME_RATE, HEIGHT_PX, WIDTH_PX, Scene

@@ -6,6 +6,7 @@ process group's id is written to ``DIR/pgid``, so that the run can be paused (SI
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import warnings
@@ -50,9 +51,15 @@ class Training:
         self._state.mkdir(parents=True, exist_ok=True)
         (self._state / "pgid").write_text(f"{os.getpgrp()}\n")
 
-    def _report(self, name: str, score: Score) -> None:
+    def _passed(self, name: str, *, step: int) -> bool:
+        """Tell whether this very state of the weights was measured and found good."""
+        path = self._state / f"{name}.json"
+        record = json.loads(path.read_text()) if path.exists() else {}
+        return record.get("step") == step and not record["failures"]
+
+    def _report(self, name: str, score: Score, *, step: int) -> None:
         print(score.table(name), *score.failures, *score.mistakes[:20], sep="\n", flush=True)
-        record = {"figures": score.figures, "failures": score.failures, "mistakes": score.mistakes}
+        record = {"step": step, **dataclasses.asdict(score)}
         (self._state / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
 
     def _vae(self) -> Any:
@@ -66,11 +73,13 @@ class Training:
     def vae(self) -> None:
         """Train the autoencoder; go on past its budget while its gates are missed."""
         total = self._options.vae_steps
+        if self._passed("autoencoder-gates", step=Run(self._state / "autoencoder").steps_done()):
+            return
         for attempt in range(_EXTRA_TRIES + 1):
             run = Run(self._state / "autoencoder")
             train_autoencoder.train(run, device=self._device, total=total)
             score = score_autoencoder(self._vae())
-            self._report("autoencoder-gates", score)
+            self._report("autoencoder-gates", score, step=run.steps_done())
             if not score.failures:
                 return
             if attempt < _EXTRA_TRIES:
@@ -79,9 +88,8 @@ class Training:
 
     def latents(self) -> None:
         """Encode the world once."""
-        path = self._state / "latents.pt"
-        if not path.exists():
-            encode_world(self._vae(), path, device=self._device)
+        step = Run(self._state / "autoencoder").steps_done()
+        encode_world(self._vae(), self._state / "latents.pt", step=step, device=self._device)
 
     def transformer(self) -> None:
         """Train transformer and text encoder."""
@@ -105,7 +113,8 @@ class Training:
     def eval(self) -> None:
         """Measure the exported model over held-out prompts, and draw a contact sheet."""
         pipeline = load_pipeline(self._options.out)
-        self._report("model-gates", score_model(pipeline, count=self._options.eval_count))
+        score = score_model(pipeline, count=self._options.eval_count)
+        self._report("model-gates", score, step=Run(self._state / "transformer").steps_done())
         asked = held_out_prompts(10)
         clips = draw(pipeline, [ask[1] for ask in asked], [ask[2] for ask in asked])
         contact_sheet(clips, columns=8).save(self._state / "contact-sheet.png")

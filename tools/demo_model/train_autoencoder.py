@@ -37,7 +37,7 @@ class Stage:
     steps: int
 
 
-STAGES: Final = (Stage(1, 32, 200), Stage(5, 8, 1250), Stage(17, 3, 1050))
+STAGES: Final = (Stage(1, 32, 200), Stage(5, 8, 1250), Stage(17, 3, 800))
 TOTAL_STEPS: Final = sum(stage.steps for stage in STAGES)
 
 
@@ -145,3 +145,4 @@ def train(run: Run, *, device: str, total: int = TOTAL_STEPS, rate: float = LEAR
                 bar.set_postfix(loss=f"{float(loss.detach()):.4f}", psnr=f"{mean:.2f}/{worst:.2f}")
             if run.is_due(step) or step == total:
                 run.save(step, vae, average.model, optimizer)
+    run.close()

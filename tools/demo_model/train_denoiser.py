@@ -1,6 +1,7 @@
 """Trains the transformer and the text encoder on the world's latents by flow matching."""
 
 import random
+import shutil
 from typing import Any, Final
 
 import torch
@@ -72,6 +73,8 @@ def train(
     average = AveragedWeights(denoiser, decay=0.998)
     optimizer = MuonWithAdam(denoiser, lr=rate, weight_decay=0.01)
     step = run.resume(denoiser, average.model, optimizer)
+    if shutil.which("c++") is not None:
+        denoiser.compile_blocks()
     with run.progress("transformer", step, total) as bar:
         while step < total:
             clean, weight, tokens = (t.to(device) for t in sample_batch(data, tokenizer, step))
@@ -95,4 +98,5 @@ def train(
                 _look(run, step, vae, average.model, data, count=35)
             if run.is_due(step) or step == total:
                 run.save(step, denoiser, average.model, optimizer)
+    run.close()
     return average.model  # type: ignore[return-value]  # it is a copy of the denoiser
