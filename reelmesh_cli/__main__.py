@@ -10,6 +10,7 @@ import typer
 from reelmesh_cli import console
 from reelmesh_cli.commands import batch, demo, generate, up
 from reelmesh_cli.errors import CommandError
+from reelmesh_cli.help_text import flow
 from wan_t2v_sdk import InvalidRequestError, ReelmeshError
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -22,10 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("up", help=up.HELP)(up.up)
-app.command("demo", help=demo.HELP)(demo.demo)
-app.command("generate", help=generate.HELP)(generate.generate)
-app.command("batch", help=batch.HELP)(batch.batch)
+app.command("up", help=flow(up.HELP))(up.up)
+app.command("demo", help=flow(demo.HELP))(demo.demo)
+app.command("generate", help=flow(generate.HELP))(generate.generate)
+app.command("batch", help=flow(batch.HELP))(batch.batch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from wan_t2v_sdk.events import VideoEvent
+
+MAX_COLUMNS = 100
 
 
 class ProgressBar(Protocol):
@@ -62,6 +65,8 @@ class StepBar:
             desc="connecting",
             unit="step",
             leave=True,
+            # A terminal that does not know its width (a container's) counts as 80 wide.
+            ncols=None if notebook else min(shutil.get_terminal_size().columns, MAX_COLUMNS),
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps "
             "[{elapsed}<{remaining}{postfix}]",
         )

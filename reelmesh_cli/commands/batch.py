@@ -38,7 +38,7 @@ those that failed are tried again. The exit code is 1 if any row failed.
 \b
   reelmesh batch prompts.csv --out videos
   reelmesh batch prompts.txt --out videos --concurrency 8
-  reelmesh batch prompts.csv --out videos --no-resume      make every video anew"""
+  reelmesh batch prompts.csv --out videos --no-resume    every video anew"""
 
 # These would meet every further row as well.
 _FATAL = (AuthenticationError, PermissionDeniedError, ConfigurationError)

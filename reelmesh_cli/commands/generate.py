@@ -23,8 +23,8 @@ else mesh-state/mesh.json below this folder.
 
 \b
   reelmesh generate "a big red ball bouncing"
-  reelmesh generate "a blue square moving left" --resolution 480p --seconds 2 -o square.mp4
-  reelmesh generate "一个绿色的三角形" --steps 16 --seed 7 --contact-sheet sheet.png
+  reelmesh generate "a blue square" --resolution 480p --seconds 2 -o sq.mp4
+  reelmesh generate "一个绿色的三角形" --seed 7 --contact-sheet sheet.png
   reelmesh generate "a cat" --json | jq -r .path
 
 Ctrl-C cancels the video."""

@@ -68,7 +68,14 @@ class Trouble:
 class FakeGateway(
     video_service_pb2_grpc.VideoServiceServicer, fleet_service_pb2_grpc.FleetServiceServicer
 ):
-    def __init__(self, region: str, *, state=fleet_service_pb2.REGION_STATE_SERVING, delay_s=0.0):
+    def __init__(
+        self,
+        region: str,
+        *,
+        state=fleet_service_pb2.REGION_STATE_SERVING,
+        delay_s=0.0,
+        credentials: grpc.ServerCredentials | None = None,
+    ):
         self.region = region
         self.state = state
         self.delay_s = delay_s
@@ -85,16 +92,19 @@ class FakeGateway(
         self._records: dict[str, video_pb2.Video] = {}
         self._by_key: dict[str, str] = {}
         self._stopped = threading.Event()
-        self._server = self._serve(0)
+        self._server = self._serve(credentials)
 
-    def _serve(self, port: int):
+    def _serve(self, credentials):
         server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=16),
             options=[("grpc.so_reuseport", 0)],
         )
         video_service_pb2_grpc.add_VideoServiceServicer_to_server(self, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(self, server)
-        self.port = server.add_insecure_port(f"127.0.0.1:{port}")
+        if credentials is None:
+            self.port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = server.add_secure_port("127.0.0.1:0", credentials)
         server.start()
         return server
 
