@@ -25,6 +25,7 @@ from node_agent.liveness import LivenessLimits
 from node_agent.manifest import Manifest
 from node_agent.model_folder import ModelFolder
 from node_agent.service import SERVICE_NAME, NodeService
+from node_agent.slots import Execution
 from node_agent.status import StatusBoard
 from node_agent.supervisor import Supervisor
 from node_agent.weights import prepare_weights
@@ -183,6 +184,18 @@ class NodeApp:
         ]
 
 
+def _log_end(execution: Execution) -> None:
+    _log.info(
+        "run ended",
+        job_id=execution.job_id,
+        attempt=execution.attempt,
+        outcome=execution.outcome,
+        worker=execution.worker_id,
+        device_s=round(execution.device_s, 3),
+        kept_bytes=execution.log.size_bytes,
+    )
+
+
 def default_launcher(config: NodeConfig) -> Launcher:
     """Starts real engine workers by way of the fork server."""
     from node_agent.engine.spawn import start_worker
@@ -212,6 +225,7 @@ async def build_app(
             limits=config.runs.limits(),
             speed=speed,
             new_run_id=lambda: f"{incarnation}-{next(numbers)}",
+            on_end=_log_end,
         )
         server = aio.server(options=server_options())
         health = health_aio.HealthServicer()
@@ -263,6 +277,7 @@ async def build_app(
             reflection.enable_server_reflection(names, server)
         await server.start()
         stack.push_async_callback(server.stop, _SERVER_STOP_S)
+        stack.callback(app.board.close)
         stack.push_async_callback(supervisor.shut_down, timeout_s=_WORKER_LEAVE_S)
         scope.spawn(app.board.publish_changes(), name="status")
         scope.spawn(app.tell_health(), name="health")

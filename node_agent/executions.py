@@ -13,7 +13,6 @@ and no method waits. A job has at most one current execution, that of its newest
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,18 +26,13 @@ from reelmesh.v1.video_pb2 import (
     ProgressEvent,
 )
 
-from node_agent.errors import StaleOwnerError
 from node_agent.event_log import TERMINAL_KINDS
-from node_agent.slots import Execution, Phase, WorkerSlots
+from node_agent.job_book import JobBook, stale
+from node_agent.slots import Claim, Execution, Phase, WorkerSlots
 from node_agent.work import Speed, progress_fraction, work_units
-
-# Claims of forgotten jobs, so that a stale owner is still refused; about 2 MB at most.
-_MAX_FENCES = 10_000
 
 # Cancel and Release name an epoch and no try (a uint32): they speak for its newest.
 _ANY_TRY = 2**32
-
-Claim = tuple[int, int]
 
 
 class WorkerGate(Protocol):
@@ -81,6 +75,7 @@ class ExecutionTable:
         speed: Speed,
         new_run_id: Callable[[], str],
         on_change: Callable[[bool], None] = lambda _urgent: None,
+        on_end: Callable[[Execution], None] = lambda _execution: None,
     ) -> None:
         self.admitting = True
         self.speed = speed
@@ -89,11 +84,10 @@ class ExecutionTable:
         self._new_run_id = new_run_id
         # Told True when slots or runs changed, False when only progress did.
         self.on_change = on_change
+        self._on_end = on_end
         self._slots: dict[str, WorkerSlots] = {}
-        self._jobs: dict[str, Execution] = {}
+        self._jobs = JobBook()
         self._runs: dict[str, Execution] = {}
-        self._fences: OrderedDict[str, Claim] = OrderedDict()
-        self._kept_bytes = 0
 
     # --- what callers ask for ---
 
@@ -105,7 +99,7 @@ class ExecutionTable:
             NotAdmittedError: It needs a slot and there is none.
         """
         claim = (request.epoch, getattr(request, "try"))
-        self._refuse_stale(request.job_id, claim)
+        self._jobs.refuse_stale(request.job_id, claim)
         current = self._jobs.get(request.job_id)
         if current is not None and self._attaches(current, claim):
             self._take_over(current, claim, now_s=now_s)
@@ -122,7 +116,7 @@ class ExecutionTable:
         Raises:
             StaleOwnerError: A newer owner has the job.
         """
-        self._refuse_stale(job_id, (epoch, _ANY_TRY))
+        self._jobs.refuse_stale(job_id, (epoch, _ANY_TRY))
         execution = self._jobs.get(job_id)
         if execution is None or execution.phase is Phase.ENDED:
             return False
@@ -135,10 +129,10 @@ class ExecutionTable:
         Raises:
             StaleOwnerError: A newer owner has the job.
         """
-        self._refuse_stale(job_id, (epoch, _ANY_TRY))
+        self._jobs.refuse_stale(job_id, (epoch, _ANY_TRY))
         execution = self._jobs.get(job_id)
         if execution is not None and execution.phase is Phase.ENDED:
-            self._forget(execution)
+            self._jobs.forget(execution)
 
     def attach(self, execution: Execution) -> None:
         """A stream of the present owner begins to read."""
@@ -160,7 +154,7 @@ class ExecutionTable:
             StaleOwnerError: A newer owner or try took the job since.
         """
         if claim != execution.claim:
-            raise _stale(execution.job_id, claim, execution.claim)
+            raise stale(execution.job_id, claim, execution.claim)
 
     # --- what workers say ---
 
@@ -176,6 +170,9 @@ class ExecutionTable:
             return
         for execution in slots.all_runs():
             self._runs.pop(execution.run_id, None)
+            if execution.closing:
+                self._cancelled(execution, now_s=now_s)
+                continue
             # The code tells a run that may have killed the worker from one that only waited.
             code = "worker_unavailable" if execution.phase is Phase.WAITING else "worker_died"
             self._fail(execution, code=code, message=message, retryable=True, now_s=now_s)
@@ -196,7 +193,7 @@ class ExecutionTable:
             self._on_progress(execution, event.progress, now_s=now_s)
         elif kind == "completed":
             self._on_completed(execution, event.completed, now_s=now_s)
-        self._append(execution, event)
+        self._jobs.append(execution, event)
         if kind in TERMINAL_KINDS:
             self._leave_worker(execution, now_s=now_s)
             self._end(execution, kind or "", now_s=now_s)
@@ -236,10 +233,10 @@ class ExecutionTable:
 
     def expire(self, *, now_s: float) -> None:
         """Stops what is past its deadline or without an owner, forgets what is old."""
-        for execution in list(self._jobs.values()):
+        for execution in self._jobs:
             if execution.phase is Phase.ENDED:
                 if now_s - (execution.ended_s or 0.0) >= self._limits.keep_s:
-                    self._forget(execution)
+                    self._jobs.forget(execution)
             elif execution.deadline_at_s is not None and now_s >= execution.deadline_at_s:
                 self._stop(execution, "deadline", now_s=now_s)
             elif (
@@ -258,7 +255,7 @@ class ExecutionTable:
 
     def live(self) -> list[Execution]:
         """The current executions that have not ended, oldest first."""
-        return [e for e in self._jobs.values() if e.phase is not Phase.ENDED]
+        return [e for e in self._jobs if e.phase is not Phase.ENDED]
 
     def slots(self) -> Iterable[WorkerSlots]:
         """The slots of each live worker."""
@@ -289,15 +286,9 @@ class ExecutionTable:
 
     def kept_bytes(self) -> int:
         """Bytes of all events that are kept."""
-        return self._kept_bytes
+        return self._jobs.kept_bytes
 
     # --- how it is done ---
-
-    def _refuse_stale(self, job_id: str, claim: Claim) -> None:
-        current = self._jobs.get(job_id)
-        newest = current.claim if current is not None else self._fences.get(job_id, (0, 0))
-        if claim < newest:
-            raise _stale(job_id, claim, newest)
 
     @staticmethod
     def _attaches(current: Execution, claim: Claim) -> bool:
@@ -340,9 +331,8 @@ class ExecutionTable:
             # Until its stream attaches: a caller that vanished at once must not hold a slot.
             orphaned_s=now_s,
         )
-        self._jobs[execution.job_id] = execution
+        self._jobs.put(execution)
         self._runs[execution.run_id] = execution
-        self._fences.pop(execution.job_id, None)
         slots.admit(execution)
         self._dispatch(slots)
         self.on_change(True)
@@ -356,7 +346,7 @@ class ExecutionTable:
             self._stop(former, "superseded", now_s=now_s)
         former.epoch, former.try_number = claim
         former.log.wake()
-        self._forget(former)
+        self._jobs.forget(former)
 
     def _dispatch(self, slots: WorkerSlots) -> None:
         for execution in slots.to_dispatch():
@@ -368,33 +358,29 @@ class ExecutionTable:
             return
         self._abandon(execution, reason, now_s=now_s)
         if execution.phase is Phase.WAITING:
-            event = NodeEvent(attempt=execution.attempt, cancelled=CancelledEvent(reason=reason))
-            self._append(execution, event)
-            self._end(execution, "cancelled", now_s=now_s)
+            self._cancelled(execution, now_s=now_s)
         self.on_change(True)
 
     def _abandon(self, execution: Execution, reason: str, *, now_s: float) -> None:
         """Tells the worker, once, to let go of a run; its slot counts as free."""
         if execution.closing:
             return
-        execution.closing = True
+        execution.closing = reason
         if execution.dispatched:
             self._gate.cancel(execution, reason)
         else:
             self._leave_worker(execution, now_s=now_s)
 
-    def _append(self, execution: Execution, event: NodeEvent) -> bool:
-        before = execution.log.size_bytes
-        appended = execution.log.append(event)
-        if self._jobs.get(execution.job_id) is execution:
-            self._kept_bytes += execution.log.size_bytes - before
-        return appended
+    def _cancelled(self, execution: Execution, *, now_s: float) -> None:
+        event = CancelledEvent(reason=execution.closing)
+        if self._jobs.append(execution, NodeEvent(attempt=execution.attempt, cancelled=event)):
+            self._end(execution, "cancelled", now_s=now_s)
 
     def _fail(
         self, execution: Execution, *, code: str, message: str, retryable: bool, now_s: float
     ) -> None:
         failed = FailedEvent(code=code, message=message, retryable=retryable)
-        if self._append(execution, NodeEvent(attempt=execution.attempt, failed=failed)):
+        if self._jobs.append(execution, NodeEvent(attempt=execution.attempt, failed=failed)):
             self._end(execution, "failed", now_s=now_s)
 
     def _end(self, execution: Execution, outcome: str, *, now_s: float) -> None:
@@ -402,6 +388,7 @@ class ExecutionTable:
             execution.phase = Phase.ENDED
             execution.outcome = outcome
             execution.ended_s = now_s
+            self._on_end(execution)
             self._bound_bytes(execution, now_s=now_s)
 
     def _leave_worker(self, execution: Execution, *, now_s: float) -> None:
@@ -412,37 +399,16 @@ class ExecutionTable:
             slots.remove(execution, now_s=now_s)
             self._dispatch(slots)
 
-    def _forget(self, execution: Execution) -> None:
-        if self._jobs.get(execution.job_id) is execution:
-            del self._jobs[execution.job_id]
-            self._kept_bytes -= execution.log.size_bytes
-        self._fences[execution.job_id] = execution.claim
-        self._fences.move_to_end(execution.job_id)
-        if len(self._fences) > _MAX_FENCES:
-            self._fences.popitem(last=False)
-
     def _bound_bytes(self, growing: Execution, *, now_s: float) -> None:
-        """Keeps within the byte bound: oldest finished runs go first, then the growing one."""
-        if self._kept_bytes <= self._limits.keep_bytes:
+        """Keeps within the byte bound: oldest ended runs go first, then the growing one."""
+        limit_bytes = self._limits.keep_bytes
+        if self._jobs.shrink(limit_bytes, keep=growing) or growing.phase is Phase.ENDED:
             return
-        finished = [e for e in self._jobs.values() if e.phase is Phase.ENDED and e is not growing]
-        for execution in sorted(finished, key=lambda e: e.ended_s or 0.0):
-            self._forget(execution)
-            if self._kept_bytes <= self._limits.keep_bytes:
-                return
-        if growing.phase is not Phase.ENDED:
-            self._abandon(growing, "output_too_large", now_s=now_s)
-            self._fail(
-                growing,
-                code="output_too_large",
-                message=f"the node keeps at most {self._limits.keep_bytes} bytes of output",
-                retryable=False,
-                now_s=now_s,
-            )
-
-
-def _stale(job_id: str, claim: Claim, newest: Claim) -> StaleOwnerError:
-    return StaleOwnerError(
-        f"job {job_id} belongs to epoch {newest[0]} try {newest[1]}; "
-        f"epoch {claim[0]} no longer owns it"
-    )
+        self._abandon(growing, "output_too_large", now_s=now_s)
+        self._fail(
+            growing,
+            code="output_too_large",
+            message=f"the node keeps at most {limit_bytes} bytes of output",
+            retryable=False,
+            now_s=now_s,
+        )

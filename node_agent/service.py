@@ -109,6 +109,15 @@ class NodeService:
             except CallError as error:
                 await _abort(context, error)
             claim = execution.claim
+            structlog.contextvars.bind_contextvars(job_id=execution.job_id)
+            _log.info(
+                "run",
+                attempt=execution.attempt,
+                epoch=claim[0],
+                try_number=claim[1],
+                phase=execution.phase.value,
+                worker=execution.worker_id,
+            )
             self._table.attach(execution)
             try:
                 yield self._accepted(execution)
@@ -162,10 +171,8 @@ class NodeService:
         self, _request: WatchStatusRequest, _context: Context
     ) -> AsyncIterator[bytes]:
         """The status at once and after every change; changes close together share one."""
-        version = 0
-        while True:
-            version = (await self._board.next(version)).version
-            yield self._board.frame
+        async for frame in self._board.frames():
+            yield frame
 
     def _check(self, request: RunRequest) -> None:
         if not 1 <= len(request.job_id) <= _MAX_ID_CHARS:

@@ -16,6 +16,9 @@ from node_agent.event_log import EventLog
 
 MAX_HELD = 2
 
+# (epoch, try): which owner, and which of its tries.
+Claim = tuple[int, int]
+
 
 class Phase(enum.Enum):
     """How far a run has come."""
@@ -51,8 +54,8 @@ class Execution:
     outcome: str = ""
     progress: float = 0.0
     dispatched: bool = False
-    closing: bool = False
-    """A cancel is on its way: nothing may attach any more."""
+    closing: str = ""
+    """Why a cancel is on its way, after which nothing may attach any more."""
     started_s: float | None = None
     device_s: float = 0.0
     """How long the device was held, once it is free of the run."""
@@ -65,7 +68,7 @@ class Execution:
     """Since when nobody reads; None while somebody does."""
 
     @property
-    def claim(self) -> tuple[int, int]:
+    def claim(self) -> Claim:
         """What a newer owner's (epoch, try) must exceed or equal."""
         return (self.epoch, self.try_number)
 

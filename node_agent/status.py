@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from reelmesh.v1 import node_pb2
@@ -94,8 +94,9 @@ class StatusBoard:
         self._urgent = asyncio.Event()
         self._published = asyncio.Event()
         self._version = 0
+        self._closed = False
         self.current = NodeStatus()
-        self.frame = b""
+        self._frame = b""
         self._build()
 
     def touch(self, urgent: bool = True) -> None:
@@ -126,11 +127,27 @@ class StatusBoard:
         self._table.admitting = not (wishes.cordoned or wishes.draining or wishes.stopping)
         self.touch()
 
+    def close(self) -> None:
+        """Ends :meth:`frames` for everybody: the agent stops serving."""
+        self._closed = True
+        self._wake()
+
     async def next(self, after_version: int) -> NodeStatus:
         """The current status once its version is above ``after_version``."""
         while self.current.version <= after_version:
             await self._published.wait()
         return self.current
+
+    async def frames(self) -> AsyncIterator[bytes]:
+        """Serialised ``WatchStatusResponse``: the status now and after each change."""
+        version = 0
+        while True:
+            while self.current.version <= version:
+                if self._closed:
+                    return
+                await self._published.wait()
+            version = self.current.version
+            yield self._frame
 
     async def publish_changes(self) -> None:
         """Publishes until cancelled; one task of the agent runs it."""
@@ -143,9 +160,12 @@ class StatusBoard:
             self._dirty.clear()
             self._urgent.clear()
             self._build()
-            published, self._published = self._published, asyncio.Event()
-            published.set()
+            self._wake()
             await self._clock.sleep(_COALESCE_S)
+
+    def _wake(self) -> None:
+        published, self._published = self._published, asyncio.Event()
+        published.set()
 
     def _build(self) -> None:
         self._version += 1
@@ -179,7 +199,7 @@ class StatusBoard:
             # "try" is a keyword of Python: the field can only be set by name.
             setattr(entry, "try", execution.try_number)
         self.current = status
-        self.frame = WatchStatusResponse(status=status).SerializeToString()
+        self._frame = WatchStatusResponse(status=status).SerializeToString()
 
     def _reason(self, workers: Sequence[tuple[WorkerStatus, str]]) -> str:
         wishes = self.wishes

@@ -47,7 +47,6 @@ class WorkerHandle(Protocol):
 
     pid: int
     sock: socket.socket
-    sentinel: int
 
     @property
     def exitcode(self) -> int | None:
@@ -121,8 +120,8 @@ class Worker:
 
     @property
     def serving(self) -> bool:
-        """Whether it has loaded the model in this life."""
-        return self._liveness.serving
+        """Whether it lives and has loaded the model in this life."""
+        return self._handle is not None and self._liveness.serving
 
     def status(self, *, busy: bool) -> node_pb2.WorkerStatus:
         """What the node's status says of it."""
@@ -283,6 +282,7 @@ class Worker:
         _log.warning("worker lost", worker=self.worker_id, pid=self.pid, reason=reason)
         self.restarts += 1
         self._handle = None
+        self.pid = 0
         self._kill_reason = self._fatal = ""
         self._commands = asyncio.Queue(_MAX_COMMANDS)
         self._set_state(node_pb2.WORKER_STATE_DEAD, reason)

@@ -63,7 +63,6 @@ class FakeHandle:
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self.pid = process.pid
         self.sock = sock
-        self.sentinel = os.pidfd_open(process.pid)
         self._process = process
 
     @property
@@ -78,9 +77,6 @@ class FakeHandle:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return False
-        if self.sentinel >= 0:
-            os.close(self.sentinel)
-            self.sentinel = -1
         return True
 
 

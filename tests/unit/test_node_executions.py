@@ -286,6 +286,15 @@ def test_a_dead_worker_fails_what_it_ran_and_gives_back_what_it_had_not_begun():
     assert bench.table.free_slots() == MAX_HELD
 
 
+def test_a_cancelled_run_of_a_dead_worker_is_cancelled():
+    bench = Bench()
+    execution = bench.run()
+    bench.start(execution)
+    bench.cancel()
+    bench.table.worker_lost("w0", message="x", now_s=bench.now_s)
+    assert last_event(execution).cancelled.reason == "client"
+
+
 def test_a_late_event_of_a_lost_workers_run_is_dropped():
     bench = Bench()
     execution = bench.run()
@@ -533,7 +542,7 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def bytes_are_counted_and_bounded(self):
         table = self.bench.table
-        assert table.kept_bytes() == sum(e.log.size_bytes for e in table._jobs.values())
+        assert table.kept_bytes() == sum(e.log.size_bytes for e in table._jobs)
         assert table.kept_bytes() <= 5_000 + 700
 
     @invariant()

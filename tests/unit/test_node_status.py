@@ -93,7 +93,11 @@ async def test_the_bytes_are_the_status(board):
     board.wish(cordoned=True)
     async with asyncio.timeout(5):
         status = await board.next(1)
-    assert WatchStatusResponse.FromString(board.frame).status == status
+    frames = board.frames()
+    assert WatchStatusResponse.FromString(await anext(frames)).status == status
+    board.close()
+    with pytest.raises(StopAsyncIteration):
+        await anext(frames)
     assert status.reason == "cordoned by an operator"
     assert status.free_slots == 0
     publishing.cancel()
