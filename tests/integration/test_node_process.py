@@ -159,26 +159,22 @@ async def test_one_agent_from_start_to_sigterm(tmp_path, random_model_dir):
         assert "Traceback" not in agent.log.read_text()
 
 
-async def test_a_killed_agent_takes_its_family_along(tmp_path, random_model_dir):
+async def test_a_dead_fork_server_is_replaced_and_a_killed_agent_takes_all_along(
+    tmp_path, random_model_dir
+):
     async with agent_process(tmp_path, random_model_dir) as agent:
-        await agent.until_ready()
-        family = agent.family()
-        assert len(family) >= 2
-        agent.process.kill()
-        agent.process.wait(DEADLINE_S)
-        await all_gone(family)
-
-
-async def test_a_dead_fork_server_is_started_again(tmp_path, random_model_dir):
-    async with agent_process(tmp_path, random_model_dir) as agent:
-        status = await agent.until_ready()
-        before = status.workers[0].pid
+        before = (await agent.until_ready()).workers[0].pid
         fork_server = psutil.Process(before).parent()
         assert fork_server.pid != agent.process.pid
         fork_server.kill()
-        await agent.until(
+        status = await agent.until(
             lambda s: s.state == node_pb2.NODE_STATE_READY and s.workers[0].pid != before
         )
+        family = agent.family()
+        assert status.workers[0].pid in {process.pid for process in family}
+        agent.process.kill()
+        agent.process.wait(DEADLINE_S)
+        await all_gone(family)
 
 
 async def test_sigterm_while_the_engine_is_still_imported_is_obeyed(tmp_path, random_model_dir):
