@@ -37,7 +37,8 @@ from wan_t2v_sdk.tracing import new_traceparent
 T = TypeVar("T")
 
 TIMEOUT_S = 1_800.0
-MAX_RETRIES = 3
+# Pauses of 1, 2, 4, 8 and 16 s: a gateway that is started again is back by then.
+MAX_RETRIES = 5
 
 Progress = Callable[[VideoEvent], Awaitable[None] | None]
 

@@ -46,6 +46,7 @@ CANCEL_TIMEOUT_S = 3.0
 # Under a second where another gateway waits to be asked.
 RESUME_ATTEMPTS_BEFORE_NEXT = 2
 MAX_PAUSE_S = 30.0
+RETRIES_AT_FIRST = 1
 
 Notify = Callable[[VideoEvent], Awaitable[None]]
 
@@ -107,7 +108,9 @@ class Generation:
         rounds = 0
         while (error := await self._ask_all()) is not None:
             rounds += 1
-            if rounds > self._order.max_retries:
+            # A mesh that never answered is more likely misnamed than passing away.
+            limit = self._order.max_retries if self._router.reached else RETRIES_AT_FIRST
+            if rounds > min(limit, self._order.max_retries):
                 raise error
             pause_s = error.retry_after_s or min(0.5 * 2**rounds, MAX_PAUSE_S)
             await self._say_reconnecting(error)

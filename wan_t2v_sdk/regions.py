@@ -79,6 +79,8 @@ class RegionRouter:
         self._connections = {each.endpoint.address: each for each in connections}
         self._region = region
         self._monotonic = monotonic
+        self.reached = False
+        """Whether any gateway ever answered."""
         self._order: list[Connection] = []
         self._measured_s = 0.0
         self._lock = asyncio.Lock()
@@ -113,6 +115,7 @@ class RegionRouter:
     def _choose(self, measurements: list[Measurement]) -> list[Connection]:
         ranked = rank(measurements, region=self._region)
         if ranked:
+            self.reached = True
             return [self._connections[each.address] for each in ranked]
         for each in measurements:
             if isinstance(each.error, AuthenticationError):

@@ -94,6 +94,7 @@ class Mesh:
         self._children: dict[str, Child] = {}
         self._workers: dict[str, tuple[WorkerEntry, ...]] = {}
         self._nodes: dict[str, NodeHealth] = {}
+        self._listening: set[str] = set()
         self._delays: dict[str, float] = {}
         self._states: dict[str, str] = {}
         self._changed = asyncio.Event()
@@ -154,27 +155,30 @@ class Mesh:
         self.mesh_file.unlink(missing_ok=True)
 
     async def _start_in_order(self) -> None:
-        for etcd in self.plan.of_role("etcd"):
-            await self._start(etcd)
-            await probes.wait_for_etcd(etcd.address)
-            self._say(etcd, "ready")
+        await self._start_listening(self.plan.of_role("etcd"))
         await self._start_listening(self.plan.of_role("control-plane"))
         nodes = self.plan.of_role("node-agent")
         for node in nodes:
             self._scope.spawn(self._watch_node(node), name=f"watch {node.id}")
-        await self._start_listening((*nodes, *self.plan.of_role("gateway")))
-        await self._until_nodes_are_ready()
         gateways = self.plan.of_role("gateway")
+        await self._start_listening((*nodes, *gateways))
+        await self._until_nodes_are_ready()
         await asyncio.gather(*(self._until_serving(each) for each in gateways))
 
     async def _start_listening(self, plans: Sequence[ProcessPlan]) -> None:
         """Starts these and returns once each listens."""
         await asyncio.gather(*(self._start(plan) for plan in plans))
-        for plan in plans:
-            if plan.ready_file is not None:
-                await probes.wait_for_file(plan.ready_file)
-                if plan.role != "node-agent":
-                    self._say(plan, "ready" if plan.role == "control-plane" else "listening")
+        await asyncio.gather(*(self._until_listening(plan) for plan in plans))
+
+    async def _until_listening(self, plan: ProcessPlan) -> None:
+        if plan.ready_file is None:
+            await probes.wait_for_etcd(plan.address)
+        else:
+            await probes.wait_for_file(plan.ready_file)
+        self._listening.add(plan.id)
+        if plan.role != "node-agent":
+            # A node agent tells of itself, in its status.
+            self._say(plan, "listening" if plan.role == "gateway" else "ready")
 
     async def _start(self, plan: ProcessPlan) -> None:
         self._say(plan, "starting")
@@ -191,6 +195,7 @@ class Mesh:
     async def _wait_for_death(self, child: Child) -> None:
         plan, began_s = child.plan, self._clock.monotonic()
         code = await child.wait()
+        self._listening.discard(plan.id)
         self._workers.pop(plan.id, None)
         self._nodes.pop(plan.id, None)
         if self._stopping:
@@ -214,9 +219,16 @@ class Mesh:
     async def _restart(self, plan: ProcessPlan, *, lived_s: float) -> None:
         delay_s = _FIRST_RESTART_S if lived_s > _HEALTHY_S else self._next_delay_s(plan)
         await self._clock.sleep(delay_s)
-        if not self._stopping:
-            await self._start(plan)
-            self._write_mesh_file()
+        if self._stopping:
+            return
+        await self._start(plan)
+        # One that ends again in that time is started again by whoever waits for its end.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._supervision.start_timeout_s):
+                await self._until_listening(plan)
+                self._write_mesh_file()
+                if plan.role == "gateway":
+                    await self._until_serving(plan)
 
     def _next_delay_s(self, plan: ProcessPlan) -> float:
         delay_s = self._delays.get(plan.id, _FIRST_RESTART_S)
@@ -288,8 +300,6 @@ class Mesh:
                 write_atomic(plan.config_file, text.encode())
 
     def _write_mesh_file(self) -> None:
-        pids = {
-            name: child.pid for name, child in self._children.items() if child.exit_code is None
-        }
+        pids = {name: self._children[name].pid for name in self._listening}
         document = mesh_document(self.plan, pids=pids, workers=self._workers, tokens=self.tokens)
         write_json_atomic(self.mesh_file, document)
