@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from node_agent.config import ENV_PREFIX, NodeConfig
-from reelkit.settings import ConfigError, dump_settings, load_settings
+from reelkit.commandline import run_part
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the agent until SIGTERM or SIGINT; the exit code: 0 clean, 1 failed, 2 misused."""
-    arguments = _parser().parse_args(argv)
-    try:
-        config = load_settings(
-            NodeConfig, file=arguments.config, env_prefix=ENV_PREFIX, overrides=arguments.set
-        )
-    except ConfigError as error:
-        sys.stderr.write(f"configuration:\n{error}\n")
-        return 2
-    if arguments.check_config:
-        sys.stdout.write(dump_settings(config))
-        return 0
-    return _run(config)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="reelmesh-node", description=__doc__)
-    parser.add_argument("--config", type=Path, help="YAML file of settings")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY.SUB=VALUE",
-        help="override one setting; may be given again",
+    return run_part(
+        argv,
+        program="reelmesh-node",
+        about="Hosts a model on this machine: one worker process per device.",
+        settings=NodeConfig,
+        env_prefix=ENV_PREFIX,
+        run=_run,
     )
-    parser.add_argument(
-        "--check-config", action="store_true", help="print the effective settings and exit"
-    )
-    return parser
 
 
 def _run(config: NodeConfig) -> int:

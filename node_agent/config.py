@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
 from node_agent.engine.spawn import WorkerSettings
 from node_agent.executions import ExecutionLimits
+from reelkit.logs import LogSettings
 from reelkit.settings import Settings
 from reelkit.tracing import TracingSettings
 
@@ -161,17 +162,6 @@ class RunsSettings(Settings):
         return ExecutionLimits(
             owner_grace_s=self.owner_grace_s, keep_s=self.keep_s, keep_bytes=self.keep_bytes
         )
-
-
-class LogSettings(Settings):
-    """What is logged, to stderr."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least level that is written."
-    )
-    format: Literal["console", "json"] = Field(
-        default="console", description="console for people, json for collectors."
-    )
 
 
 class NodeConfig(Settings):
