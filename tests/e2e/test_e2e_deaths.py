@@ -80,12 +80,35 @@ def test_a_gateway_that_stands_still_is_passed_over(mesh: RunningMesh):
 
 
 @pytest.fixture(scope="module")
-def lone_mesh(tmp_path_factory, random_model_dir):
-    """One region that restarts what dies; its tests may break it."""
+def killed_mesh(tmp_path_factory, random_model_dir):
+    """The folder of a mesh whose ``reelmesh up`` was killed, and the processes it had."""
     state_dir = tmp_path_factory.mktemp("lone") / "state"
+    with running_mesh(state_dir, "--regions", "home", "--model", str(random_model_dir)) as running:
+        family = running.family()
+        running.process.kill()
+        running.process.wait(10)
+    return state_dir, family
+
+
+def test_nothing_is_left_when_up_itself_is_killed(killed_mesh):
+    _, family = killed_mesh
+    # etcd, control plane, gateway, agent, its fork server and worker, and up itself.
+    assert len(family) >= 6
+    assert_gone(family)
+
+
+@pytest.fixture(scope="module")
+def lone_mesh(killed_mesh, random_model_dir):
+    """A mesh in the folder of one that was killed; it restarts what dies."""
+    state_dir, _ = killed_mesh
     arguments = ("--regions", "home", "--restart", "--model", str(random_model_dir))
     with running_mesh(state_dir, *arguments) as running:
         yield running
+
+
+def test_a_mesh_comes_up_again_where_one_was_killed(lone_mesh: RunningMesh):
+    with TextToVideoGenerator.from_mesh(lone_mesh.file, timeout_s=60) as model:
+        assert model.generate("x", num_frames=5, steps=2, progress=False)["region"] == "home"
 
 
 def test_a_gateway_that_died_is_started_again_where_asked(lone_mesh: RunningMesh):
@@ -102,17 +125,6 @@ def test_a_state_dir_in_use_is_refused(lone_mesh: RunningMesh):
     assert second.process.wait(30) == 1
     assert f"in use by a mesh that is up (pid {lone_mesh.process.pid})" in second.output.read_text()
     assert lone_mesh.file.exists()
-
-
-def test_nothing_is_left_when_up_itself_is_killed(tmp_path, random_model_dir):
-    arguments = ("--regions", "home", "--model", str(random_model_dir))
-    with running_mesh(tmp_path / "state", *arguments) as running:
-        family = running.family()
-        # etcd, control plane, gateway, agent, worker: all of them, and up itself.
-        assert len(family) >= 6
-        running.process.kill()
-        running.process.wait(10)
-        assert_gone(family)
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -129,6 +129,8 @@ def launch_up(state_dir: Path, *arguments: str) -> RunningMesh:
 @contextlib.contextmanager
 def running_mesh(state_dir: Path, *arguments: str) -> Iterator[RunningMesh]:
     """A mesh that serves in the block, and of which nothing is left after it."""
+    # That of a mesh that was killed in this folder would be taken for the new one's.
+    (state_dir / "mesh.json").unlink(missing_ok=True)
     mesh = launch_up(state_dir, *arguments)
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
