@@ -89,13 +89,16 @@ class Generation:
             ReelmeshError: See :mod:`wan_t2v_sdk.errors`.
         """
         started_s = time.monotonic()
+        limit = asyncio.timeout(self._order.timeout_s)
         try:
-            async with asyncio.timeout(self._order.timeout_s):
+            async with limit:
                 await self._until_complete()
             return self._result(client_s=time.monotonic() - started_s)
         except ReelmeshError as error:
             raise self._named(error) from error.__cause__
         except TimeoutError:
+            if not limit.expired():
+                raise  # a callback's own
             raise self._named(
                 DeadlineError(f"the video was not done within {self._order.timeout_s:g} s")
             ) from None
@@ -134,6 +137,7 @@ class Generation:
                 if not error.retryable or self._order.spec is None:
                     raise
                 self._failed_runs += 1
+                self._named(error)
                 self._assembly.forget()
                 return error
             except (UnavailableError, OverloadedError) as error:
@@ -270,8 +274,8 @@ class Generation:
         )
 
     def _named(self, error: ReelmeshError) -> ReelmeshError:
-        error.video_id = self._assembly.video_id or None
-        error.region = self._assembly.region or self._home
+        error.video_id = error.video_id or self._assembly.video_id or None
+        error.region = error.region or self._assembly.region or self._home
         return error
 
     def _result(self, *, client_s: float) -> GenerationResult:

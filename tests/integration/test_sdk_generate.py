@@ -107,6 +107,14 @@ def test_a_callback_that_raises_cancels_the_video(model, ap):
     assert len(ap.cancelled) == 1
 
 
+def test_a_timeout_of_the_callbacks_own_is_not_taken_for_the_calls(model):
+    def on_progress(event):
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match="mine"):
+        model.generate("x", on_progress=on_progress)
+
+
 def test_ctrl_c_cancels_the_video(model, ap):
     ap.trouble.hang = True
     interrupt = threading.Timer(0.0, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -177,6 +185,19 @@ def test_a_failure_that_is_not_the_jobs_own_is_run_again_under_the_next_key(mode
     result = model.generate("x", idempotency_key="mine")
     assert result["attempts"] == 2
     assert [each.idempotency_key for each in ap.options] == ["mine", "mine.1"]
+
+
+def test_runs_that_fail_again_and_again_end_with_the_last_failure(ap):
+    ap.trouble.fail_runs = [
+        video_pb2.FailedEvent(code="worker_died", message="gone", retryable=True)
+    ] * 9
+    with (
+        TextToVideoGenerator(endpoints=ap.endpoint, token=TOKEN, max_retries=1) as model,
+        pytest.raises(GenerationFailedError) as caught,
+    ):
+        model.generate("x")
+    assert caught.value.video_id == "ap-00000000000000000000000001"
+    assert caught.value.retryable
 
 
 def test_a_failure_of_the_jobs_own_is_told(model, ap):
