@@ -163,16 +163,18 @@ class Run:
         self._end(node_service_pb2.NodeEvent(cancelled=event))
 
     def _end(self, event: node_service_pb2.NodeEvent) -> None:
-        self._emit(event, terminal=True)
-        self.span.end()
+        if self._emit(event, terminal=True):
+            self.span.end()
 
-    def _emit(self, event: node_service_pb2.NodeEvent, *, terminal: bool = False) -> None:
+    def _emit(self, event: node_service_pb2.NodeEvent, *, terminal: bool = False) -> bool:
+        """Sends the next event; False, and nothing is sent, where the run has ended."""
         with self._lock:
             if self._ended:
-                return
+                return False
             self._ended = terminal
             self._last_n += 1
             event.attempt = self.attempt
             event.n = self._last_n
             run_event = worker_pb2.WorkerRunEvent(run_id=self.run_id, event=event)
             self.send(worker_pb2.WorkerEvent(run=run_event))
+            return True
