@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.allocator import keep_chunk_memory
 from gateway.app import build_app
 from gateway.config import load_config
 from reelkit.lifecycle import run_app
@@ -35,6 +36,7 @@ def _run(
     if check_config:
         typer.echo(dump_settings(settings), nl=False)
         return
+    keep_chunk_memory()
     setup_logging(level=settings.log.level, fmt=settings.log.format, process="gateway")
     sys.exit(run_app(lambda: build_app(settings), name="gateway"))
 

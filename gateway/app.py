@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -138,6 +139,9 @@ async def build_app(
         if config.ready_file is not None:
             ready = {"http": f"http://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
             write_json_atomic(config.ready_file, ready)
+        # What start-up made lives as long as the process: no collection need look at it.
+        gc.collect()
+        gc.freeze()
         _log.info("listening", http=http_address, grpc=grpc_address, region=config.region)
         yield GatewayApp(
             core=core,

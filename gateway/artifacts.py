@@ -126,9 +126,11 @@ class ObstoreArtifacts:
         await self._call(self._put, key, data)
 
     def _put(self, key: str, data: bytes | SpoolFile) -> None:
+        if self._folder is not None and _put_local(self._folder, key, data):
+            return
         if isinstance(data, bytes):
             obstore.put(self._store, key, data, use_multipart=False)
-        elif self._folder is None or not _link(data, self._folder / key):
+        else:
             obstore.put(self._store, key, data.pieces(), use_multipart=True)
 
     async def read(self, key: str, offset: int, length: int) -> bytes:
@@ -166,6 +168,8 @@ class ObstoreArtifacts:
     async def verify(self, gateway_id: str) -> None:
         """See :meth:`ArtifactStore.verify`."""
         key = f"{_MARKER_FOLDER}/{gateway_id}"
+        # The marker of this gateway's last life: a name that is taken is not written over.
+        await self.delete(key)
         token = secrets.token_bytes(16)
         await self.put(key, token)
         if await self.read(key, 0, len(token)) != token:
@@ -183,9 +187,18 @@ class ObstoreArtifacts:
             raise ArtifactError(f"{self._where}: {error}") from error
 
 
-def _link(file: SpoolFile, path: Path) -> bool:
+def _put_local(folder: Path, key: str, data: bytes | SpoolFile) -> bool:
+    """Names a nameless file with the data, which is whole by then; False: not possible here."""
+    path = folder / key
     path.parent.mkdir(parents=True, exist_ok=True)
-    return file.keep_as(path)
+    if isinstance(data, SpoolFile):
+        return data.keep_as(path)
+    file = SpoolFile(folder)
+    try:
+        file.write(data)
+        return file.keep_as(path)
+    finally:
+        file.close()
 
 
 def open_store(url: str) -> ObstoreArtifacts:

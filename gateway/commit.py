@@ -137,7 +137,8 @@ class Committer:
         # Deleted under way: readers still get an end, this one.
         execution.finish(standing or record)
         if first:
-            self._count(execution.record)
+            # After the readers, who were woken just now.
+            asyncio.get_running_loop().call_soon(self._count, execution.record)
         return standing
 
     def _count(self, record: job_service_pb2.JobRecord) -> None:

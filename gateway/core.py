@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -83,11 +85,13 @@ async def open_core(
             jobs=jobs or MemoryJobStore(max_records=config.jobs.max_records),
             artifacts=artifacts,
         )
+        threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "spool")
+        stack.callback(threads.shutdown)
         fleet, waiting = _routing(ground, links)
         committer = _committer(ground)
         lifetimes = _lifetimes(ground, fleet, waiting, committer)
         stack.callback(lifetimes.close)
-        videos = _videos(ground, fleet, waiting, committer, lifetimes)
+        videos = _videos(ground, fleet, waiting, committer, lifetimes, threads)
         _watch_figures(ground, fleet, waiting, lifetimes, videos)
         yield Core(
             videos=videos,
@@ -157,6 +161,7 @@ def _videos(
     waiting: WaitingRoom,
     committer: Committer,
     lifetimes: Lifetimes,
+    threads: Executor,
 ) -> Videos:
     config = ground.config
     budget = SpoolBudget(
@@ -170,6 +175,7 @@ def _videos(
         directory=config.spool_dir,
         memory_bytes=config.spool.memory_bytes_per_video,
         budget=budget,
+        executor=threads,
     )
     ground.metrics.watch_figure(
         "spool_bytes", "Bytes in spool files.", lambda: float(budget.used_bytes)

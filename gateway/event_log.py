@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from reelmesh.v1 import node_service_pb2, video_pb2
 
@@ -22,6 +22,9 @@ from gateway.spool import BytesGone, VideoBytes
 from gateway.wire import NodeChunk, encode_chunk, encode_event
 
 T = TypeVar("T")
+
+# No device finishes steps faster, so progress that does comes in a burst (a replay).
+_BURST_S: Final = 0.005
 
 
 class _Entry:
@@ -66,6 +69,9 @@ class EventLog:
         self._queued_changes = 0
         self._waiting = True
         self._entries: list[_Entry] = []
+        self._published = 0
+        self._publishing: asyncio.TimerHandle | None = None
+        self._told_progress_at = 0.0
         self._generation = 0
         self._newest: dict[str, _Entry] = {}
         self._bytes = new_bytes()
@@ -110,11 +116,12 @@ class EventLog:
             seq = seq_of(attempt, 0)
             self._entries.append(_Entry(seq, self._event(seq, restarted=restarted)))
         self.attempt = attempt
-        self._wake()
+        self._publish()
 
     def _reset(self) -> None:
         self._generation += 1
         self._entries = []
+        self._published = 0
         self._newest = {}
         self._bytes.void()
         self._bytes = self._new_bytes()
@@ -133,12 +140,15 @@ class EventLog:
         if self._is_known(seq):
             return
         entry = _Entry(seq, self._event(seq, **{kind: getattr(event, kind)}))
-        if kind != "started":
-            former = self._newest.get(kind)
-            if former is not None:
-                former.event = None
-            self._newest[kind] = entry
-        self._append(entry)
+        self._entries.append(entry)
+        if kind == "started":
+            self._publish()
+            return
+        former = self._newest.get(kind)
+        if former is not None:
+            former.event = None
+        self._newest[kind] = entry
+        self._publish_in_time()
 
     def append_chunk(self, chunk: NodeChunk) -> None:
         """The same with a chunk that was not decoded into a message.
@@ -149,16 +159,31 @@ class EventLog:
         seq = seq_of(chunk.attempt, chunk.n)
         if not self._is_known(seq):
             self._bytes.append(chunk.offset, chunk.data)
-            self._append(_Entry(seq, None, chunk.offset, len(chunk.data)))
+            self._entries.append(_Entry(seq, None, chunk.offset, len(chunk.data)))
+            self._publish()
 
     def _is_known(self, seq: int) -> bool:
         """Whether a node's replay overlaps what it has sent before."""
         return bool(self._entries) and seq <= self._entries[-1].seq
 
-    def _append(self, entry: _Entry) -> None:
-        self._entries.append(entry)
+    def _publish(self) -> None:
+        """Lets readers see everything that is there."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        self._published = len(self._entries)
         self._waiting = False
         self._wake()
+
+    def _publish_in_time(self) -> None:
+        """The same, but only the last of a burst of progress is seen."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now - self._told_progress_at >= _BURST_S:
+            self._told_progress_at = now
+            self._publish()
+        elif self._publishing is None:
+            self._publishing = loop.call_later(_BURST_S, self._publish)
 
     def finish(self, terminal: video_pb2.VideoEvent) -> None:
         """Ends the log; what comes later is ignored."""
@@ -167,7 +192,7 @@ class EventLog:
         if terminal.WhichOneof("event") != "completed":
             self._reset()
         self._terminal = terminal
-        self._wake()
+        self._publish()
         self._settle_memory()
 
     def _event(self, seq: int, **event: object) -> video_pb2.VideoEvent:
@@ -212,7 +237,7 @@ class EventLog:
                     queued_changes = self._queued_changes
                     queued = video_pb2.VideoEvent(video_id=self._video_id, queued=self._queued)
                     yield of_event(queued)
-                elif cursor < len(self._entries):
+                elif cursor < self._published:
                     entry = self._entries[cursor]
                     cursor += 1
                     if entry.length:

@@ -38,10 +38,15 @@ class Fleet:
         self._links: dict[str, NodeLink] = {}
         self._unlisted: set[str] = set()
         self._models: dict[ModelKey, model_pb2.ModelInfo] = {}
+        self._catalog: Catalog | None = None
         self.heard = False
         """Whether a control plane has ever told what the fleet is."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after anything that may let a job be placed."""
+
+    def _changed(self) -> None:
+        self._catalog = None
+        self.on_change()
 
     # --- what the control plane says ---
 
@@ -54,7 +59,7 @@ class Fleet:
             self._upsert(record)
         for node_id in set(self._links) - listed:
             self._unlist(node_id)
-        self.on_change()
+        self._changed()
 
     def apply(self, delta: control_plane_service_pb2.FleetDelta) -> None:
         """Takes a change."""
@@ -64,7 +69,7 @@ class Fleet:
             self._upsert(record)
         for node_id in delta.removed_node_ids:
             self._unlist(node_id)
-        self.on_change()
+        self._changed()
 
     def _upsert(self, record: control_plane_service_pb2.NodeRecord) -> None:
         self._unlisted.discard(record.node_id)
@@ -99,7 +104,7 @@ class Fleet:
             return
         if not link.connected and node_id in self._unlisted:
             self._drop(node_id)
-        self.on_change()
+        self._changed()
 
     # --- what others ask ---
 
@@ -122,6 +127,11 @@ class Fleet:
         Among the versions of one name the one that most ready workers serve comes
         first, then the greatest version.
         """
+        if self._catalog is None:
+            self._catalog = self._make_catalog()
+        return self._catalog
+
+    def _make_catalog(self) -> Catalog:
         ready: dict[ModelKey, int] = {}
         known: set[ModelKey] = set()
         for link in self._links.values():

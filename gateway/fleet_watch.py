@@ -15,11 +15,11 @@ from reelmesh.v1 import control_plane_service_pb2
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
 
 from gateway.fleet import Fleet
+from gateway.node_link import StreamBroken, broken
 from reelkit.clock import Clock
 from reelkit.rpc import internal_channel
 from reelkit.tasks import TaskScope, retry_forever
 
-_BROKEN = (aio.AioRpcError, TimeoutError)
 _FIRST_ANSWER_S = 5.0
 
 
@@ -52,7 +52,7 @@ class ControlPlaneLink:
                 stream,
                 name=name,
                 clock=self._clock,
-                expected=_BROKEN,
+                expected=(StreamBroken,),
                 first_delay_s=0.1,
                 max_delay_s=2.0,
             )
@@ -75,6 +75,8 @@ class ControlPlaneLink:
                     limit.reschedule(self._next_word_by())
                     self.connected = True
                     self._take(response)
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
         finally:
             self.connected = False
             call.cancel()
@@ -104,6 +106,8 @@ class ControlPlaneLink:
                 if not welcomed.done():
                     welcomed.set_result(response.lease_ttl_s)
                 response = await call.read()
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
         finally:
             call.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from functools import partial
 
 import structlog
@@ -49,6 +50,7 @@ class Lifetimes:
         self._client_grace_s = client_grace_s
         self._linger_s = linger_s
         self._executions: dict[str, Execution] = {}
+        self._lingering: deque[tuple[float, str]] = deque()
         self._live = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -62,6 +64,7 @@ class Lifetimes:
 
     def get(self, video_id: str) -> Execution | None:
         """The execution of a video that is live or ended a short while ago."""
+        self._prune()
         return self._executions.get(video_id)
 
     def forget(self, video_id: str) -> None:
@@ -97,13 +100,14 @@ class Lifetimes:
         if execution.grace is not None:
             execution.grace.cancel()
             execution.grace = None
-        if self._executions.get(execution.video_id) is execution and not self._closed:
-            self._scope.spawn(self._linger(execution), name=f"linger/{execution.video_id}")
+        self._lingering.append((self._clock.monotonic() + self._linger_s, execution.video_id))
+        self._prune()
 
-    async def _linger(self, execution: Execution) -> None:
-        await self._clock.sleep(self._linger_s)
-        if self._executions.get(execution.video_id) is execution:
-            del self._executions[execution.video_id]
+    def _prune(self) -> None:
+        """Drops those that ended long enough ago."""
+        now_s = self._clock.monotonic()
+        while self._lingering and self._lingering[0][0] <= now_s:
+            self._executions.pop(self._lingering.popleft()[1], None)
 
     async def _expire(self, execution: Execution, left_s: float) -> None:
         await self._clock.sleep(left_s)

@@ -40,6 +40,17 @@ BUSY_HOLD_S = 1.0
 FIRST_STATUS_S = 5.0
 
 
+class StreamBroken(Exception):  # noqa: N818 - named for what happened
+    """A long-lived stream ended with an error; says which in one line."""
+
+
+def broken(error: aio.AioRpcError | TimeoutError) -> StreamBroken:
+    """The error in one line, without grpc's debugging text."""
+    if isinstance(error, aio.AioRpcError):
+        return StreamBroken(f"{error.code().name}: {error.details()}")
+    return StreamBroken("no word in time")
+
+
 class NodeLink:
     """The gateway's end of one node.
 
@@ -92,9 +103,8 @@ class NodeLink:
         """Follows the node's status until its stream breaks.
 
         Raises:
-            grpc.aio.AioRpcError: The stream broke; the node is not routable until the
-                next one brings a status.
-            TimeoutError: The node takes the stream and says nothing.
+            StreamBroken: It did, or the node takes the stream and says nothing; the node
+                is not routable until the next stream brings a status.
         """
         call = self.stub.WatchStatus(node_service_pb2.WatchStatusRequest())
         try:
@@ -104,6 +114,8 @@ class NodeLink:
             while isinstance(response, node_service_pb2.WatchStatusResponse):
                 self._take(response.status)
                 response = await call.read()
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
         finally:
             call.cancel()
             if self.connected:
@@ -241,7 +253,7 @@ class NodeLinks:
             link.watch,
             name=f"watch-status {record.node_id}",
             clock=self._clock,
-            expected=(aio.AioRpcError, TimeoutError),
+            expected=(StreamBroken,),
             first_delay_s=0.1,
             max_delay_s=1.0,
         )

@@ -69,17 +69,16 @@ class Runner:
         the node is not cancelled by that.
         """
         course = _Course(execution.ticket)
-        with _tracer.start_as_current_span("gateway.run"):
-            for try_ in itertools.count(1):
-                fault = await self._try(execution, course, try_)
-                if fault is None:
-                    return
-                _log.info("try failed", job_id=execution.video_id, attempt=try_, cause=fault.code)
-                if self._is_last(fault, course, try_):
-                    await self._committer.fail(execution, self._verdict(fault, course, try_))
-                    return
-                execution.log.begin(ordinal_of(execution.epoch, try_ + 1), fault.code)
-                await self._await_retry_budget()
+        for try_ in itertools.count(1):
+            fault = await self._try(execution, course, try_)
+            if fault is None:
+                return
+            _log.info("try failed", job_id=execution.video_id, attempt=try_, cause=fault.code)
+            if self._is_last(fault, course, try_):
+                await self._committer.fail(execution, self._verdict(fault, course, try_))
+                return
+            execution.log.begin(ordinal_of(execution.epoch, try_ + 1), fault.code)
+            await self._await_retry_budget()
 
     async def _try(self, execution: Execution, course: _Course, try_: int) -> Fault | None:
         """One try, placed as often as nodes are found full; None: the record is terminal."""
@@ -110,7 +109,7 @@ class Runner:
     async def _run_at(
         self, execution: Execution, link: NodeLink, try_: int, attempt: int
     ) -> Busy | Fault | None:
-        with _tracer.start_as_current_span("gateway.node_run"):
+        with _tracer.start_as_current_span("gateway.run"):
             outcome = await self._node_run.run(execution, link, try_, attempt)
         if isinstance(outcome, node_service_pb2.NodeEvent):
             return await self._committer.complete(execution, link, outcome)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
 
@@ -44,12 +45,16 @@ class VideoBytes:
         directory: Where the file is made when one is needed.
         memory_bytes: How much of the newest part stays in memory.
         budget: What all spool files of the gateway share.
+        executor: Threads for hashing and disk; few, since each takes CPU from the loop.
     """
 
-    def __init__(self, *, directory: Path, memory_bytes: int, budget: SpoolBudget) -> None:
+    def __init__(
+        self, *, directory: Path, memory_bytes: int, budget: SpoolBudget, executor: Executor
+    ) -> None:
         self._directory = directory
         self._memory_limit = memory_bytes
         self._budget = budget
+        self._executor = executor
         self.size = 0
         self._hash = hashlib.sha256()
         self._recent: dict[int, Piece] = {}
@@ -120,7 +125,9 @@ class VideoBytes:
         file = self._file if keep_on_disk else None
         self._written = start + sum(map(len, to_write))
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(None, _hash_and_write, self._hash, pieces, file, to_write)
+        work = loop.run_in_executor(
+            self._executor, _hash_and_write, self._hash, pieces, file, to_write
+        )
         self._flushing = work
         work.add_done_callback(self._flushed)
 
@@ -220,7 +227,10 @@ class VideoBytes:
         if file is None:
             raise BytesGone
         # One of its own: the file may be closed while the thread reads.
-        return await asyncio.to_thread(_read_and_close, file.duplicate(), offset, length)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._executor, _read_and_close, file.duplicate(), offset, length
+        )
 
 
 def _read_and_close(file: SpoolFile, offset: int, length: int) -> bytes:
