@@ -112,6 +112,7 @@ class Committer:
             self.discard(key)
         else:
             spooled.rebase(partial(self._artifacts.read, key))
+            execution.log.settle_memory()
         return None
 
     async def fail(self, execution: Execution, error: video_pb2.FailedEvent) -> None:

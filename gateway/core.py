@@ -77,6 +77,7 @@ async def open_core(
         stack.push_async_callback(links.close)
         scope = await stack.enter_async_context(TaskScope("gateway"))
         links.spawn_in(scope)
+        stack.callback(links.stop)
         ground = _Ground(
             config=config,
             clock=clock,

@@ -193,7 +193,7 @@ class EventLog:
             self._reset()
         self._terminal = terminal
         self._publish()
-        self._settle_memory()
+        self.settle_memory()
 
     def _event(self, seq: int, **event: object) -> video_pb2.VideoEvent:
         # The keyword is one of the oneof's names; mypy cannot follow that.
@@ -257,9 +257,10 @@ class EventLog:
     def _count_reader(self, change: int) -> None:
         self.readers += change
         self.on_readers(self.readers)
-        self._settle_memory()
+        self.settle_memory()
 
-    def _settle_memory(self) -> None:
+    def settle_memory(self) -> None:
+        """Frees what an ended log need not hold while nobody reads it."""
         if self._terminal is not None and not self.readers:
             self._bytes.forget_recent()
 

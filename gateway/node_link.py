@@ -265,6 +265,10 @@ class NodeLinks:
         if self._scope is not None:
             self._scope.spawn(link.channel.close(), name=f"close/{link.node_id}", fatal=False)
 
+    def stop(self) -> None:
+        """Tells nobody of changes any more; the scope is about to end the streams."""
+        self.on_change = lambda _link: None
+
     async def close(self) -> None:
         """Closes every channel."""
         for link in self._watches:

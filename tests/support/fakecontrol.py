@@ -43,7 +43,9 @@ class FakeControl(ControlPlaneServiceServicer):
         request: control_plane_service_pb2.WatchFleetRequest,
         context: aio.ServicerContext,
     ) -> AsyncIterator[control_plane_service_pb2.WatchFleetResponse]:
-        self.watches.append(request.after_version)
+        async with self.changed:
+            self.watches.append(request.after_version)
+            self.changed.notify_all()
         told = self._version
         yield control_plane_service_pb2.WatchFleetResponse(
             version=told,

@@ -1,0 +1,168 @@
+"""What every JobStore promises; see tests/support/jobs.py for those it runs on."""
+
+import asyncio
+
+import pytest
+from reelmesh.v1 import job_service_pb2, video_pb2
+
+from gateway.errors import IdempotencyConflict, ResourceExhausted
+from tests.support.jobs import JOB_STORES
+
+
+@pytest.fixture(params=JOB_STORES)
+async def store(request):
+    async with request.param() as found:
+        yield found
+
+
+def job(job_id, *, tenant="acme", key="", digest="d", epoch=1):
+    return job_service_pb2.JobRecord(
+        video=video_pb2.Video(id=job_id, status=video_pb2.VIDEO_STATUS_QUEUED),
+        tenant=tenant,
+        idempotency_key=key,
+        request_digest=digest,
+        epoch=epoch,
+    )
+
+
+def ended(record, status=video_pb2.VIDEO_STATUS_COMPLETED, *, artifact="", expires_s=100):
+    copy = job_service_pb2.JobRecord()
+    copy.CopyFrom(record)
+    copy.video.status = status
+    copy.artifact_key = artifact
+    copy.video.expires_at.FromSeconds(expires_s)
+    return copy
+
+
+async def test_a_record_is_there_once_created(store):
+    record = job("ap-1")
+    assert await store.create(record) == (record, True)
+    assert await store.get("acme", "ap-1") == record
+    assert await store.get("other", "ap-1") is None
+    assert await store.get("acme", "ap-2") is None
+
+
+async def test_what_is_given_and_taken_are_copies(store):
+    record = job("ap-1")
+    created, _ = await store.create(record)
+    record.tenant = created.tenant = "changed"
+    read = await store.get("acme", "ap-1")
+    read.tenant = "changed"
+    assert (await store.get("acme", "ap-1")).tenant == "acme"
+
+
+async def test_one_key_makes_one_record(store):
+    first = job("ap-1", key="k")
+    await store.create(first)
+    assert await store.create(job("ap-2", key="k")) == (first, False)
+    assert await store.find_key("acme", "k") == first
+    assert await store.get("acme", "ap-2") is None
+
+
+async def test_a_key_with_another_request_is_a_conflict(store):
+    await store.create(job("ap-1", key="k"))
+    with pytest.raises(IdempotencyConflict):
+        await store.create(job("ap-2", key="k", digest="other"))
+
+
+async def test_keys_are_scoped_to_the_tenant(store):
+    await store.create(job("ap-1", key="k"))
+    _, created = await store.create(job("ap-2", tenant="other", key="k", digest="other"))
+    assert created
+    assert await store.find_key("third", "k") is None
+
+
+async def test_of_many_creates_with_one_key_one_wins(store):
+    answers = await asyncio.gather(*(store.create(job(f"ap-{i}", key="k")) for i in range(20)))
+    assert sum(created for _, created in answers) == 1
+    assert len({record.video.id for record, _ in answers}) == 1
+
+
+async def test_the_first_terminal_write_wins(store):
+    record = job("ap-1")
+    await store.create(record)
+    won = ended(record, artifact="a")
+    assert await store.finish(won) == won
+    lost = ended(record, video_pb2.VIDEO_STATUS_CANCELLED)
+    assert await store.finish(lost) == won
+    assert await store.get("acme", "ap-1") == won
+
+
+async def test_of_many_terminal_writes_one_wins(store):
+    record = job("ap-1")
+    await store.create(record)
+    answers = await asyncio.gather(
+        *(store.finish(ended(record, artifact=str(i))) for i in range(20))
+    )
+    assert len({answer.artifact_key for answer in answers}) == 1
+
+
+async def test_an_owner_of_an_older_epoch_finishes_nothing(store):
+    await store.create(job("ap-1", epoch=3))
+    stale = ended(job("ap-1", epoch=2))
+    standing = await store.finish(stale)
+    assert standing.video.status == video_pb2.VIDEO_STATUS_QUEUED
+
+
+async def test_a_deleted_record_is_not_brought_back(store):
+    record = job("ap-1", key="k")
+    await store.create(record)
+    assert await store.delete("other", "ap-1") is None
+    assert await store.delete("acme", "ap-1") == record
+    assert await store.delete("acme", "ap-1") is None
+    assert await store.finish(ended(record)) is None
+    assert await store.get("acme", "ap-1") is None
+    assert await store.find_key("acme", "k") is None
+    _, created = await store.create(job("ap-2", key="k", digest="another"))
+    assert created
+
+
+async def test_pages_cover_a_tenants_records_in_either_order(store):
+    ids = [f"ap-{i:02}" for i in range(7)]
+    for job_id in ids:
+        await store.create(job(job_id))
+        await store.create(job(f"other-{job_id}", tenant="other"))
+    for oldest_first in (False, True):
+        seen, after, more = [], "", True
+        while more:
+            page, more = await store.list_page(
+                "acme", limit=3, after=after, oldest_first=oldest_first
+            )
+            seen.extend(record.video.id for record in page)
+            after = seen[-1]
+        assert seen == (ids if oldest_first else ids[::-1])
+
+
+async def test_a_page_goes_on_after_an_id_that_is_gone(store):
+    for index in range(5):
+        await store.create(job(f"ap-{index}"))
+    await store.delete("acme", "ap-2")
+    page, more = await store.list_page("acme", limit=10, after="ap-2", oldest_first=False)
+    assert [record.video.id for record in page] == ["ap-1", "ap-0"]
+    assert not more
+    assert await store.list_page("nobody", limit=10, after="", oldest_first=False) == ([], False)
+
+
+async def test_only_ended_records_expire(store):
+    for index in range(4):
+        await store.create(job(f"ap-{index}"))
+    await store.finish(ended(job("ap-1"), expires_s=100))
+    await store.finish(ended(job("ap-2"), expires_s=200))
+    await store.finish(ended(job("ap-3"), expires_s=100))
+    assert {r.video.id for r in await store.expired(150, limit=10)} == {"ap-1", "ap-3"}
+    assert len(await store.expired(150, limit=1)) == 1
+    assert await store.expired(50, limit=10) == []
+
+
+async def test_known_names_those_that_have_a_record(store):
+    await store.create(job("ap-1"))
+    assert await store.known({"ap-1", "ap-2"}) == {"ap-1"}
+
+
+async def test_records_are_bounded(store):
+    async def fill():
+        for index in range(10_000):
+            await store.create(job(f"ap-{index}"))
+
+    with pytest.raises(ResourceExhausted):
+        await fill()

@@ -1,0 +1,216 @@
+"""Finished videos: committed once, swept in time, collected when nobody refers to them."""
+
+import asyncio
+
+import pytest
+from reelmesh.v1 import video_pb2
+
+from gateway import errors
+from gateway.artifacts import ArtifactError, ArtifactMissing, open_store
+from gateway.jobs import MemoryJobStore
+from gateway.sweeper import Sweeper
+from reelkit.clock import SystemClock
+from tests.support import fakenode
+from tests.support.fakenode import VIDEO, FakeNode, serve_node
+from tests.support.gateways import ME, data_of, kinds, open_gateway
+
+
+class WallClock(SystemClock):
+    """The machine's clock, some time ahead."""
+
+    def __init__(self):
+        self.ahead_s = 0.0
+
+    def wall(self):
+        return super().wall() + self.ahead_s
+
+
+def sweeper_of(artifacts, jobs, clock, *, retention_s=100.0):
+    return Sweeper(
+        jobs=jobs, artifacts=artifacts, clock=clock, retention_s=retention_s, interval_s=1.0
+    )
+
+
+async def test_record_and_artifact_expire_together(tmp_path):
+    node, clock = FakeNode("n0"), WallClock()
+    artifacts, jobs = open_store(str(tmp_path / "a")), MemoryJobStore(max_records=10)
+    opened = open_gateway(
+        tmp_path, jobs=jobs, artifacts=artifacts, clock=clock, runs={"linger_s": 0}
+    )
+    async with serve_node(node), opened as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        await gateway.watched(video.id)
+        sweeper = gateway.core.sweeper
+        await sweeper.sweep()
+        assert len(await artifacts.listing()) == 1
+        clock.ahead_s = 24 * 3600 + 60
+        await sweeper.sweep()
+        assert await artifacts.listing() == []
+        with pytest.raises(errors.VideoNotFound):
+            await gateway.videos.get(ME, video.id)
+
+
+async def test_an_artifact_without_a_record_goes_only_when_all_of_its_age_have(tmp_path):
+    clock, artifacts = WallClock(), open_store(str(tmp_path / "a"))
+    sweeper = sweeper_of(artifacts, MemoryJobStore(max_records=10), clock)
+    await artifacts.put("videos/ap-01jd3x8z5q0e8m2c4r6t7v9wxy/1-a.mp4", b"x")
+    await artifacts.put("videos/not-ours/1-a.mp4", b"x")
+    clock.ahead_s = 3601
+    await sweeper.sweep()
+    assert len(await artifacts.listing()) == 2
+    clock.ahead_s = 3601 + 100
+    await sweeper.sweep()
+    # What is not named as we name things is not ours to delete.
+    assert [a.video_id for a in await artifacts.listing()] == ["not-ours"]
+
+
+async def test_where_records_are_durable_an_hour_is_enough(tmp_path):
+    class Durable(MemoryJobStore):
+        durable = True
+
+    clock, artifacts = WallClock(), open_store(str(tmp_path / "a"))
+    sweeper = sweeper_of(artifacts, Durable(max_records=10), clock, retention_s=1e6)
+    await artifacts.put("videos/ap-01jd3x8z5q0e8m2c4r6t7v9wxy/1-a.mp4", b"x")
+    await sweeper.sweep()
+    assert len(await artifacts.listing()) == 1
+    clock.ahead_s = 3601
+    await sweeper.sweep()
+    assert await artifacts.listing() == []
+
+
+async def test_a_deleted_videos_artifact_goes_at_once(tmp_path):
+    node, artifacts = FakeNode("n0"), open_store("memory:///")
+    async with serve_node(node), open_gateway(tmp_path, artifacts=artifacts) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        await gateway.watched(video.id)
+        assert len(await artifacts.listing()) == 1
+        await gateway.videos.delete(ME, video.id)
+        async with asyncio.timeout(5):
+            while await artifacts.listing():  # noqa: ASYNC110 - told to nobody
+                await asyncio.sleep(0.01)
+
+
+class Slow:
+    """A store whose writes wait for the test, or fail as often as it says."""
+
+    def __init__(self, inner, *, failures=0):
+        self._inner = inner
+        self.go = asyncio.Event()
+        self.writing = asyncio.Event()
+        self.failures = failures
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    async def verify(self, gateway_id):
+        pass
+
+    async def put(self, key, data):
+        self.writing.set()
+        await self.go.wait()
+        if self.failures:
+            self.failures -= 1
+            raise ArtifactError("scripted")
+        await self._inner.put(key, data)
+
+
+async def test_nothing_is_said_to_be_completed_before_it_is_written(tmp_path):
+    node, slow = FakeNode("n0"), Slow(open_store("memory:///"))
+    async with serve_node(node), open_gateway(tmp_path, artifacts=slow) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        events = gateway.videos.watch(ME, video.id, after_seq=0)
+        seen = []
+        async with asyncio.timeout(5):
+            while sum(len(e.chunk.data) for e in seen) < len(VIDEO):
+                seen.append(await anext(events))
+            await slow.writing.wait()
+        record = await gateway.videos.get(ME, video.id)
+        assert record.status == video_pb2.VIDEO_STATUS_RUNNING
+        assert not node.releases
+        with pytest.raises(errors.NotFinished):
+            await gateway.videos.download(ME, video.id, offset=0)
+        slow.go.set()
+        seen.extend([event async for event in events])
+        assert kinds(seen)[-1] == "completed"
+
+
+async def test_a_cancel_while_it_is_written_wins_and_leaves_no_artifact(tmp_path):
+    node, slow = FakeNode("n0"), Slow(open_store("memory:///"))
+    async with serve_node(node), open_gateway(tmp_path, artifacts=slow) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        watching = asyncio.ensure_future(gateway.watched(video.id))
+        await slow.writing.wait()
+        assert (
+            await gateway.videos.cancel(ME, video.id)
+        ).status == video_pb2.VIDEO_STATUS_CANCELLED
+        assert kinds(await watching)[-1] == "cancelled"
+        slow.go.set()
+        await node.until(lambda: node.releases)
+        await gateway.until(lambda: gateway.metric("jobs_live") == 0)
+        async with asyncio.timeout(5):
+            while await slow.listing():  # noqa: ASYNC110 - told to nobody
+                await asyncio.sleep(0.01)
+
+
+async def test_a_store_that_stumbles_is_tried_again(tmp_path):
+    node, slow = FakeNode("n0"), Slow(open_store("memory:///"), failures=1)
+    slow.go.set()
+    async with serve_node(node), open_gateway(tmp_path, artifacts=slow) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        assert kinds(await gateway.watched(video.id))[-1] == "completed"
+
+
+async def test_a_store_that_is_down_fails_the_job_as_retryable(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.commit._WRITE_DELAYS_S", (0.01, 0.01))
+    node, slow = FakeNode("n0"), Slow(open_store("memory:///"), failures=99)
+    slow.go.set()
+    async with serve_node(node), open_gateway(tmp_path, artifacts=slow) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        events = await gateway.watched(video.id)
+        assert (events[-1].failed.code, events[-1].failed.retryable) == ("artifact_store", True)
+        assert len(node.runs) == 1
+
+
+async def test_an_artifact_that_is_gone_is_not_found(tmp_path):
+    node, artifacts = FakeNode("n0"), open_store("memory:///")
+    opened = open_gateway(tmp_path, artifacts=artifacts, runs={"linger_s": 0})
+    async with serve_node(node), opened as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        await gateway.watched(video.id)
+        await artifacts.delete((await artifacts.listing())[0].key)
+        with pytest.raises(errors.VideoNotFound):
+            await gateway.watched(video.id)
+        download = await gateway.videos.download(ME, video.id, offset=0)
+        with pytest.raises(errors.VideoNotFound):
+            await anext(download.chunks)
+
+
+async def test_a_large_video_passes_the_disk_once_and_comes_back_whole(tmp_path):
+    node = FakeNode("n0")
+    big = bytes(range(256)) * 4096 * 5
+    node.default = fakenode.finish(big, piece=256 * 1024)
+    async with serve_node(node), open_gateway(tmp_path) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        assert data_of(await gateway.watched(video.id)) == big
+        download = await gateway.videos.download(ME, video.id, offset=3)
+        assert b"".join([piece async for piece in download.chunks]) == big[3:]
+        assert gateway.metric("spool_bytes") == 0
+        assert list((tmp_path / "gateway" / "spool").iterdir()) == []
+
+
+async def test_a_store_that_cannot_be_written_stops_the_start(tmp_path):
+    class Broken(Slow):
+        async def verify(self, _gateway_id):
+            raise ArtifactMissing("scripted")
+
+    with pytest.raises(ArtifactError):
+        async with open_gateway(tmp_path, artifacts=Broken(None)):
+            pass
