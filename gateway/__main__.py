@@ -1,50 +1,44 @@
-"""``reelmesh-gateway``: the edge of a region as a process."""
+"""``reelmesh-gateway --config FILE``: the edge of a region as a process."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
 
-import typer
-
-from gateway.allocator import keep_chunk_memory
-from gateway.app import build_app
-from gateway.config import load_config
-from reelkit.lifecycle import run_app
-from reelkit.logs import setup_logging
-from reelkit.settings import ConfigError, dump_settings
+from gateway.config import ENV_PREFIX, GatewayConfig
+from reelkit.commandline import run_part
 
 
-def _run(
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file; REELMESH_GATEWAY__… and --set win over it.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key.sub=value; may be given again.")
-    ] = None,
-    check_config: Annotated[
-        bool, typer.Option("--check-config", help="Print the effective configuration and exit.")
-    ] = False,
-) -> None:
-    """Serve a region's videos until SIGTERM; a second signal forces the exit."""
-    try:
-        settings = load_config(config, set_ or ())
-    except ConfigError as error:
-        typer.echo(f"reelmesh-gateway: the configuration cannot be used\n{error}", err=True)
-        raise typer.Exit(2) from None
-    if check_config:
-        typer.echo(dump_settings(settings), nl=False)
-        return
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; the exit code: 0 clean, 1 failed, 2 misused."""
+    return run_part(
+        argv,
+        program="reelmesh-gateway",
+        about="The edge of a region: takes requests for videos and places them on nodes.",
+        settings=GatewayConfig,
+        env_prefix=ENV_PREFIX,
+        run=_run,
+    )
+
+
+def _run(config: GatewayConfig) -> int:
+    from gateway.allocator import keep_chunk_memory
+
+    # Before there are threads.
     keep_chunk_memory()
-    setup_logging(level=settings.log.level, fmt=settings.log.format, process="gateway")
-    sys.exit(run_app(lambda: build_app(settings), name="gateway"))
+    # Imported here, so that --check-config answers at once.
+    from gateway.app import build_app
+    from reelkit.lifecycle import run_app
+    from reelkit.logs import setup_logging
+    from reelkit.tracing import setup_tracing
 
-
-def main() -> None:
-    """Entry point."""
-    typer.run(_run)
+    setup_logging(level=config.log.level, fmt=config.log.format, process="gateway")
+    provider = setup_tracing(config.tracing, service="reelmesh-gateway", instance=config.gateway_id)
+    try:
+        return run_app(lambda: build_app(config), name=f"gateway {config.gateway_id}")
+    finally:
+        provider.shutdown()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,7 +27,6 @@ from gateway.jobs import JobStore
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import listen
-from reelkit.tracing import setup_tracing
 
 _log = structlog.get_logger("gateway.app")
 
@@ -86,8 +85,6 @@ async def build_app(
     metrics = EdgeMetrics(registry)
     verifier = TokenVerifier(config.auth, clock=clock)
     async with AsyncExitStack() as stack:
-        provider = setup_tracing(config.tracing, service="gateway", instance=config.gateway_id)
-        stack.callback(provider.shutdown)
         core = await stack.enter_async_context(
             open_core(config, clock=clock, registry=registry, jobs=jobs, artifacts=artifacts)
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,8 +11,8 @@ from pydantic import Field
 from gateway.auth_config import AuthConfig
 from gateway.edge_config import EdgeConfig
 from gateway.ids import REGION_PATTERN
-from reelkit.logs import LogFormat, LogLevel
-from reelkit.settings import Settings, load_settings
+from reelkit.logs import LogSettings
+from reelkit.settings import Settings
 from reelkit.tracing import TracingSettings
 
 ENV_PREFIX: Final = "REELMESH_GATEWAY__"
@@ -167,15 +166,6 @@ class JobsConfig(Settings):
     )
 
 
-class LogConfig(Settings):
-    """What is logged, to stderr."""
-
-    level: LogLevel = Field(default="info", description="Least level that is written.")
-    format: LogFormat = Field(
-        default="console", description="console for people, json for log collectors."
-    )
-
-
 class GatewayConfig(Settings):
     """Everything a gateway is told at start."""
 
@@ -215,7 +205,7 @@ class GatewayConfig(Settings):
     ready_file: Path | None = Field(
         default=None, description="File that is written, whole, once both edges listen."
     )
-    log: LogConfig = Field(default=LogConfig(), description="Logging.")
+    log: LogSettings = Field(default=LogSettings(), description="Logging.")
     tracing: TracingSettings = Field(default=TracingSettings(), description="Spans.")
 
     @property
@@ -227,12 +217,3 @@ class GatewayConfig(Settings):
     def artifacts_url(self) -> str:
         """Where finished videos go."""
         return self.artifacts.url or str(self.state_dir / "artifacts")
-
-
-def load_config(file: Path | None, overrides: Sequence[str] = ()) -> GatewayConfig:
-    """The configuration from a file, the environment and ``key.sub=value`` flags.
-
-    Raises:
-        reelkit.settings.ConfigError: Lists every problem.
-    """
-    return load_settings(GatewayConfig, file=file, env_prefix=ENV_PREFIX, overrides=overrides)
