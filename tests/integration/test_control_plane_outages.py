@@ -140,7 +140,8 @@ async def test_a_cut_between_replica_and_store_is_survived(etcd):
         assert len(node.welcomes) == 1
 
 
-async def test_a_replica_that_starts_before_its_store_is_ready_later(etcd, tmp_path):
+async def test_a_replica_that_starts_before_its_store_is_ready_later(etcd, tmp_path, monkeypatch):
+    monkeypatch.setattr("control_plane.watch_fleet.FIRST_READ_S", 0.5)
     etcd.kill()
     ready_file = tmp_path / "ready.json"
     config = config_for(etcd.endpoint, ready_file=str(ready_file))

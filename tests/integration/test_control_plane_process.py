@@ -88,7 +88,8 @@ async def exit_code(replica: Replica) -> int:
 
 
 async def test_a_node_outlives_the_death_of_its_replica(start):
-    a, b = await start("r0"), await start("r1")
+    quick = ("lease_ttl_s=2", "fleet.heartbeat_s=0.2")
+    a, b = await start("r0", *quick), await start("r1", *quick)
     async with watcher(b.address) as gateway:
         async with agent(a.address) as first:
             lease_id = (await first.attach()).lease_id
@@ -101,7 +102,7 @@ async def test_a_node_outlives_the_death_of_its_replica(start):
             assert (await second.attach()).lease_id == lease_id
             second.keep_reporting()
             # Beyond the lease that the first replica renewed.
-            await gateway.heartbeats(3)
+            await gateway.heartbeats(15)
             assert gateway.removed == []
             assert gateway.version == version
 
