@@ -18,11 +18,11 @@ from tools.demo_model.pipeline import build_pipeline
 from tools.demo_model.tokenizer import MAX_TOKENS, build_tokenizer
 
 LEARNING_RATE: Final = 2e-3
-TOTAL_STEPS: Final = 6000
+TOTAL_STEPS: Final = 5300
 EVALUATE_EVERY: Final = 500
 _NEAR_WEIGHT: Final = 2.0
 _PROBE_WEIGHT: Final = 0.1
-_SMALL_BATCH_STEPS: Final = 1500
+_SMALL_BATCH_STEPS: Final = 3000
 
 
 def sample_batch(data: LatentSet, tokenizer: Any, step: int) -> tuple[Tensor, Tensor, Tensor]:
