@@ -28,7 +28,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self._calls = Histogram(
             "reelmesh_control_store_call_seconds",
-            "Calls to etcd by method and result; the result of a good one is OK.",
+            "Calls to etcd by method and result: OK, a status, or GIVEN_UP after the last try.",
             ["method", "code"],
             buckets=_CALL_BUCKETS_S,
             registry=self.registry,

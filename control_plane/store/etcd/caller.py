@@ -9,7 +9,7 @@ import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
-from control_plane.errors import StoreUnavailableError
+from control_plane.errors import StoreError, StoreUnavailableError
 from control_plane.store.etcd.auth import Login, login_of
 from control_plane.store.etcd.connection import Connection, Endpoints, EtcdSettings
 from control_plane.store.etcd.history import History
@@ -30,6 +30,14 @@ Resp = TypeVar("Resp", bound=Message)
 CallObserver: TypeAlias = Callable[[str, str, float, bool], None]
 
 _log = structlog.get_logger("control_plane.store.caller")
+
+
+class _TokenExpiredError(Exception):
+    """The token is no longer good; ``denial`` is what to say if a fresh one is not either."""
+
+    def __init__(self, denial: StoreError) -> None:
+        super().__init__(str(denial))
+        self.denial = denial
 
 
 class Caller:
@@ -65,33 +73,39 @@ class Caller:
         while True:
             attempts_left -= 1
             try:
-                # A write that finds no connection was not sent: it may go elsewhere.
-                connection = await self.endpoints.ready()
-                metadata = await self.metadata(connection)
+                async with self.endpoints.connected() as connection:
+                    return await self._attempt(connection, method, request)
             except StoreUnavailableError:
-                self._observe(method.path, "UNAVAILABLE", 0.0, False)
+                # Nothing was written, not even by a write: it may go to another endpoint.
                 if attempts_left <= 0:
+                    self._observe(method.path, "GIVEN_UP", 0.0, False)
                     raise
-                continue
-            mark = self.history.mark
-            try:
-                response = await self._send(connection, method, request, metadata)
-            except aio.AioRpcError as error:
-                if token_expired(error.details() or "") and self._login and not renewed:
-                    # R8. The server refused the token, so the request did not run.
-                    renewed, self._token = True, None
-                    attempts_left += 1
-                    continue
-                if is_definite(error):
-                    raise to_store_error(error, write=method.write) from None
+            except _TokenExpiredError as error:
+                # R8. The server refused the token, so the request did not run.
+                if renewed:
+                    raise error.denial from None
+                renewed, self._token = True, None
+                attempts_left += 1
+
+    async def _attempt(
+        self, connection: Connection, method: Method[Req, Resp], request: Req
+    ) -> Resp:
+        """One sending of the request."""
+        metadata = await self.metadata(connection)
+        mark = self.history.mark
+        try:
+            response = await self._send(connection, method, request, metadata)
+        except aio.AioRpcError as error:
+            known = to_store_error(error, write=method.write)
+            if self._login and token_expired(error.details() or ""):
+                raise _TokenExpiredError(known) from None
+            if not is_definite(error):
                 await self.endpoints.failed(connection)
-                if method.write or attempts_left <= 0:
-                    raise to_store_error(error, write=method.write) from None
-                continue
-            self.endpoints.succeeded(connection)
-            if method.linearizable:
-                self.history.check(mark, response.header)  # type: ignore[attr-defined]  # every linearizable answer has a header
-            return response
+            raise known from None
+        self.endpoints.succeeded(connection)
+        if method.linearizable:
+            self.history.check(mark, response.header)  # type: ignore[attr-defined]  # every linearizable answer has a header
+        return response
 
     async def metadata(self, connection: Connection) -> tuple[tuple[str, str], ...]:
         """Metadata of a call: the token, where there is a user.
@@ -131,16 +145,16 @@ class Caller:
         started_s = self._clock.monotonic()
         code, answered = "OK", True
         try:
-            async with connection.used() as channel:
-                call = channel.unary_unary(
-                    method.path,
-                    request_serializer=method.request.SerializeToString,
-                    response_deserializer=method.response.FromString,
-                )
-                answer: Resp = await call(request, timeout=self.timeout_s, metadata=metadata)
-                return answer
+            call = connection.channel.unary_unary(
+                method.path,
+                request_serializer=method.request.SerializeToString,
+                response_deserializer=method.response.FromString,
+            )
+            answer: Resp = await call(request, timeout=self.timeout_s, metadata=metadata)
         except aio.AioRpcError as error:
             code, answered = error.code().name, is_definite(error)
             raise
+        else:
+            return answer
         finally:
             self._observe(method.path, code, self._clock.monotonic() - started_s, answered)

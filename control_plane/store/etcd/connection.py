@@ -118,16 +118,15 @@ class Connection:
         self.users = 0
         self.retired = False
 
-    @contextlib.asynccontextmanager
-    async def used(self) -> AsyncIterator[aio.Channel]:
-        """Keeps the channel open while a call runs on it."""
+    def hold(self) -> None:
+        """Keeps the channel open until :meth:`release`, also when it is retired."""
         self.users += 1
-        try:
-            yield self.channel
-        finally:
-            self.users -= 1
-            if self.retired and self.users == 0:
-                await self.channel.close()
+
+    async def release(self) -> None:
+        """Ends one hold; the last one closes a retired channel."""
+        self.users -= 1
+        if self.retired and self.users == 0:
+            await self.channel.close()
 
 
 class Endpoints:
@@ -147,8 +146,9 @@ class Endpoints:
     def __len__(self) -> int:
         return len(self._targets)
 
-    async def ready(self) -> Connection:
-        """A connection that is up.
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[Connection]:
+        """A connection that is up, and stays open for as long as the block runs.
 
         Raises:
             StoreUnavailableError: None came up in the request timeout, or all rest after a
@@ -157,17 +157,25 @@ class Endpoints:
         if self._current is None:
             self._current = self._open(self._choose())
         connection = self._current
-        if connection.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
-            return connection
+        # Held from here on: another task may find it failed and retire it at any await.
+        connection.hold()
         try:
-            async with connection.used() as channel, asyncio.timeout(self._timeout_s):
-                await _until_ready(channel)
+            await self._bring_up(connection)
+            yield connection
+        finally:
+            await connection.release()
+
+    async def _bring_up(self, connection: Connection) -> None:
+        if connection.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await _until_ready(connection.channel)
         except (TimeoutError, ConnectionError) as error:
             await self.failed(connection)
             raise StoreUnavailableError(
                 f"cannot connect to {connection.endpoint}: {error}"
             ) from None
-        return connection
 
     def succeeded(self, connection: Connection) -> None:
         """An answer came: the endpoint's next rest is a short one again."""
@@ -219,11 +227,14 @@ class Endpoints:
 
     def _open(self, index: int) -> Connection:
         target = self._targets[index]
-        if self._credentials is None:
-            channel = aio.insecure_channel(target, options=_OPTIONS)
-        else:
-            channel = aio.secure_channel(target, self._credentials, options=_OPTIONS)
-        return Connection(channel, endpoint=target, index=index)
+        return Connection(open_channel(target, self._credentials), endpoint=target, index=index)
+
+
+def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> aio.Channel:
+    """A channel to one member; it connects when it is first used."""
+    if credentials is None:
+        return aio.insecure_channel(target, options=_OPTIONS)
+    return aio.secure_channel(target, credentials, options=_OPTIONS)
 
 
 async def _until_ready(channel: aio.Channel) -> None:

@@ -89,11 +89,10 @@ class _Renewals:
     async def _ready_stream(self) -> _RenewalStream:
         async with self._opening:
             if self._stream is None or self._stream.closed:
-                connection = await self._caller.endpoints.ready()
-                metadata = await self._caller.metadata(connection)
-                stream = _RenewalStream(connection, metadata)
-                self._stream = stream
-                self._scope.spawn(stream.run(), name="lease-renewals")
+                async with self._caller.endpoints.connected() as connection:
+                    metadata = await self._caller.metadata(connection)
+                    self._stream = _RenewalStream(connection, metadata)
+                    self._scope.spawn(self._stream.run(), name="lease-renewals")
             return self._stream
 
     async def _drop(self, stream: _RenewalStream) -> None:
@@ -106,6 +105,8 @@ class _RenewalStream:
     """Sends renewals and hands out their answers, which etcd gives in order per lease."""
 
     def __init__(self, connection: Connection, metadata: tuple[tuple[str, str], ...]) -> None:
+        # Until the end of run, which begins after the caller has let go.
+        connection.hold()
         self.connection = connection
         self.closed = False
         self._metadata = metadata
@@ -131,22 +132,22 @@ class _RenewalStream:
     async def run(self) -> None:
         """Carries renewals until the stream breaks; never raises for a broken one."""
         try:
-            async with self.connection.used() as channel:
-                self._call = channel.stream_stream(
-                    LEASE_KEEP_ALIVE.path,
-                    request_serializer=LEASE_KEEP_ALIVE.request.SerializeToString,
-                    response_deserializer=LEASE_KEEP_ALIVE.response.FromString,
-                )(
-                    self._requests(),
-                    # A member that has lost its cluster must say so instead of waiting.
-                    metadata=(*self._metadata, ("hasleader", "true")),
-                )
-                async for answer in self._call:
-                    self._deliver(answer)
+            self._call = self.connection.channel.stream_stream(
+                LEASE_KEEP_ALIVE.path,
+                request_serializer=LEASE_KEEP_ALIVE.request.SerializeToString,
+                response_deserializer=LEASE_KEEP_ALIVE.response.FromString,
+            )(
+                self._requests(),
+                # A member that has lost its cluster must say so instead of waiting.
+                metadata=(*self._metadata, ("hasleader", "true")),
+            )
+            async for answer in self._call:
+                self._deliver(answer)
         except aio.AioRpcError as error:
             _log.info("renewal stream broke", code=error.code().name, text=error.details())
         finally:
             self.close()
+            await self.connection.release()
 
     async def _requests(self) -> Any:
         while True:

@@ -83,8 +83,6 @@ async def _stream(
     key = prefix.encode()
     await caller.unary(RANGE, pb.RangeRequest(key=key))
     _check_generation(caller, generation)
-    connection = await caller.endpoints.ready()
-    metadata = await caller.metadata(connection)
     create = pb.WatchCreateRequest(
         key=key,
         range_end=prefix_end(key),
@@ -93,8 +91,9 @@ async def _stream(
         # A long replay comes in pieces below the message limit.
         fragment=True,
     )
-    async with connection.used() as channel:
-        call: Any = channel.stream_stream(
+    async with caller.endpoints.connected() as connection:
+        metadata = await caller.metadata(connection)
+        call: Any = connection.channel.stream_stream(
             WATCH.path,
             request_serializer=WATCH.request.SerializeToString,
             response_deserializer=WATCH.response.FromString,
