@@ -7,7 +7,7 @@ swapped to COMPLETED (the commit point), readers are told, the node may forget.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -31,6 +31,9 @@ _log = structlog.get_logger("gateway.commit")
 # An object store that answers 503 now often answers within a second or two.
 _WRITE_DELAYS_S: Final = (0.2, 1.0, 3.0)
 _NODE_CALL_TIMEOUT_S: Final = 2.0
+# What nobody waits for is done when the last event is on its way: each takes a while of
+# the one loop that also ends the client's stream.
+_AFTER_ANSWERS_S: Final = 0.005
 _NODE_CALL_DELAYS_S: Final = (0.5, 1.0, 2.0, 4.0)
 
 _STATES: Final = {
@@ -79,7 +82,7 @@ class Committer:
             fault = await self._commit(execution, event)
         finally:
             execution.committing = False
-        self._later(self._release(link, execution), "release")
+        self._later("release", self._release, link, execution)
         return fault
 
     async def _commit(
@@ -138,24 +141,34 @@ class Committer:
         # Deleted under way: readers still get an end, this one.
         execution.finish(standing or record)
         if first:
-            # After the readers, who were woken just now.
-            asyncio.get_running_loop().call_soon(self._count, execution.record)
+            video = execution.record.video
+            lasted_ns = video.completed_at.ToNanoseconds() - video.created_at.ToNanoseconds()
+            self._metrics.ended(
+                _STATES[video.status],
+                video.error.code,
+                max(lasted_ns, 0) / 1e9,
+                video.result.size_bytes,
+            )
+            self._later("log", self._log_end, video)
         return standing
 
-    def _count(self, record: job_service_pb2.JobRecord) -> None:
-        video = record.video
-        seconds = (video.completed_at.ToNanoseconds() - video.created_at.ToNanoseconds()) / 1e9
-        self._metrics.ended(
-            _STATES[video.status], video.error.code, max(seconds, 0.0), video.result.size_bytes
-        )
+    async def _log_end(self, video: video_pb2.Video) -> None:
+        await self._clock.sleep(_AFTER_ANSWERS_S)
         _log.info("job ended", job_id=video.id, state=_STATES[video.status], cause=video.error.code)
 
     # --- what goes on after an answer ---
 
-    def _later(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = self._scope.spawn(work, name=name)
+    def _later(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        task = self._scope.spawn(self._supervise(name, work, *args), name=name)
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
+
+    async def _supervise(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        # Takes no coroutine: one whose task is cancelled before its first step is a warning.
+        try:
+            await work(*args)
+        except Exception:  # noqa: BLE001 - a supervisor: nobody's video depends on it any more
+            _log.exception("clearing up failed", step=name)
 
     async def flush(self, limit_s: float) -> None:
         """Waits until nodes and store have heard of what ended, but no longer than that."""
@@ -179,7 +192,7 @@ class Committer:
 
     def discard(self, key: str) -> None:
         """Deletes an artifact that no record names, in the background."""
-        self._later(self._discard(key), "discard")
+        self._later("discard", self._discard, key)
 
     async def _discard(self, key: str) -> None:
         try:
@@ -191,6 +204,7 @@ class Committer:
     # --- the node ---
 
     async def _release(self, link: NodeLink, execution: Execution) -> None:
+        await self._clock.sleep(_AFTER_ANSWERS_S)
         request = node_service_pb2.ReleaseRequest(job_id=execution.video_id, epoch=execution.epoch)
         await self._tell(
             lambda: link.stub.Release(request, timeout=_NODE_CALL_TIMEOUT_S), what="release"
@@ -198,7 +212,7 @@ class Committer:
 
     def stop_at_node(self, link: NodeLink, execution: Execution, reason: str) -> None:
         """Has the node stop the job's run, in the background."""
-        self._later(self._stop(link, execution, reason), "stop")
+        self._later("stop", self._stop, link, execution, reason)
 
     async def _stop(self, link: NodeLink, execution: Execution, reason: str) -> None:
         request = node_service_pb2.CancelRequest(
@@ -218,6 +232,9 @@ class Committer:
                     _log.warning("node not told", what=what, code=error.code().name)
                     return
                 await self._clock.sleep(delay_s)
+            except aio.UsageError:
+                # The node has left the fleet, its channel is closed.
+                return
             else:
                 return
 

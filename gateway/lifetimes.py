@@ -19,6 +19,10 @@ from reelkit.tasks import TaskScope
 # What drain gives nodes and the artifact store to hear of the end, beyond its limit.
 _FLUSH_S = 2.0
 
+_BROKEN = video_pb2.FailedEvent(
+    code="internal", message="the gateway failed to run this video", retryable=True
+)
+
 _log = structlog.get_logger("gateway.lifetimes")
 
 
@@ -84,12 +88,19 @@ class Lifetimes:
             self._expire(execution, left_s), name=f"deadline/{execution.video_id}"
         )
         execution.task = self._scope.spawn(
-            self._runner.run(execution), name=f"job/{execution.video_id}"
+            self._supervise(execution), name=f"job/{execution.video_id}"
         )
         # No finally inside the task: one that is cancelled before its first step runs none.
         execution.task.add_done_callback(lambda _task: self._end(execution, deadline))
         if not execution.keep:
             self._readers_changed(execution, 0)
+
+    async def _supervise(self, execution: Execution) -> None:
+        try:
+            await self._runner.run(execution)
+        except Exception:  # noqa: BLE001 - the supervisor of jobs: one job's bug ends that job
+            _log.exception("job broke off", job_id=execution.video_id)
+            await self._committer.fail(execution, _BROKEN)
 
     def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
         deadline.cancel()

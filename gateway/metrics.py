@@ -26,6 +26,7 @@ KNOWN_CAUSES: Final = frozenset(
         "artifact_store",
         "deadline_exceeded",
         "gateway_stopped",
+        "internal",
         "poison",
         "client",
         "disconnected",

@@ -84,7 +84,11 @@ class NodeRun:
             deadline_s=max(execution.deadline_at_s - self._clock.monotonic(), 0.001),
             **{"try": try_},
         )
-        call = link.run(request, metadata=trace_metadata())
+        try:
+            call = link.run(request, metadata=trace_metadata())
+        except aio.UsageError:
+            # The node left the fleet between placing and calling.
+            return _CLOSED
         try:
             return await self._follow(call, execution)
         except TimeoutError:

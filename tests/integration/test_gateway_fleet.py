@@ -159,6 +159,23 @@ async def test_a_run_on_a_node_that_leaves_the_fleet_goes_on_elsewhere(tmp_path)
         assert len(spare.runs) == 1
 
 
+async def test_a_node_that_leaves_just_after_its_run_is_no_trouble(tmp_path):
+    node = FakeNode("n0")
+    async with serve_node(node), open_gateway(tmp_path) as gateway:
+        await gateway.know(node)
+        link = gateway.core.fleet.link("n0")
+        video = await gateway.create()
+        await gateway.watched(video.id)
+        # Before the release, which waits for the answers to leave.
+        await link.channel.close()
+        waiting = await gateway.create()
+        await gateway.until(lambda: gateway.metric("node_failures_total", cause="node_lost") >= 1)
+        moved = control_plane_service_pb2.FleetDelta(removed_node_ids=["n0"])
+        gateway.core.fleet.apply(moved)
+        await gateway.know(node)
+        assert kinds(await gateway.watched(waiting.id))[-1] in ("completed", "failed")
+
+
 async def test_a_node_that_fails_most_runs_rests(tmp_path):
     nodes = [FakeNode("n0", slots=50, units_per_second=1e6), FakeNode("n1", slots=50)]
     nodes[0].default = fakenode.fail("worker_stalled")
