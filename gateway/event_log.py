@@ -142,6 +142,8 @@ class EventLog:
         entry = _Entry(seq, self._event(seq, **{kind: getattr(event, kind)}))
         self._entries.append(entry)
         if kind == "started":
+            # What follows at once is a burst too.
+            self._told_progress_at = asyncio.get_running_loop().time()
             self._publish()
             return
         former = self._newest.get(kind)
