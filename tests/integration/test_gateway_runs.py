@@ -15,7 +15,6 @@ from tests.support.fakenode import VIDEO, FakeNode, serve_node
 from tests.support.gateways import ME, data_of, kinds, open_gateway
 
 COMPLETED = video_pb2.VIDEO_STATUS_COMPLETED
-CANCELLED = video_pb2.VIDEO_STATUS_CANCELLED
 FAILED = video_pb2.VIDEO_STATUS_FAILED
 QUEUED = video_pb2.VIDEO_STATUS_QUEUED
 RUNNING = video_pb2.VIDEO_STATUS_RUNNING
