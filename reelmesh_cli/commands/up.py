@@ -41,7 +41,8 @@ ModelOption = Annotated[
     ),
 ]
 ThreadsOption = Annotated[
-    int, typer.Option(min=0, help="torch's CPU threads in each worker; 0: torch's choice.")
+    int,
+    typer.Option(min=0, help="torch's CPU threads in each worker; 0: a fair share of the cores."),
 ]
 StartTimeoutOption = Annotated[
     float, typer.Option(min=1, help="Seconds until the mesh must serve, loading included.")

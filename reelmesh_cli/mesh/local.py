@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ async def local_mesh(
             nodes_per_region=asked.nodes_per_region,
             state_dir=folder,
             model_source=await _model_source(asked.model, folder, board),
-            threads=asked.threads,
+            threads=asked.threads or _fair_threads(len(regions) * asked.nodes_per_region),
         )
         tokens = write_keys(folder / "keys", now=dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC))
         with free_ports() as ports:
@@ -72,6 +73,11 @@ async def local_mesh(
             on_made=on_made,
         ) as mesh:
             yield mesh
+
+
+def _fair_threads(workers: int) -> int:
+    """Each worker's share of the cores: more threads than cores spin and starve each other."""
+    return max(1, (os.cpu_count() or 1) // workers)
 
 
 async def _model_source(model: str | None, folder: Path, board: LiveBoard) -> str:
