@@ -11,7 +11,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts protos protos-check fmt lock bench clean
+.PHONY: help demo test check lint types contracts protos protos-check fmt lock bench eval-demo clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
@@ -68,6 +68,10 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.memory
+
+# The demo model's figures over 200 held-out prompts; some ten minutes on two cores.
+eval-demo: $(VENV)/.test
+	$(BIN)/python -m tools.demo_model.train eval --state out/demo-eval --out node_agent/models/demo
 
 clean:
 	rm -rf $(VENV) .models mesh-state out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
