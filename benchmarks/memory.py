@@ -28,7 +28,7 @@ def main() -> None:
     """Starts a mesh, reads, prints."""
     with tempfile.TemporaryDirectory(prefix="reelmesh-bench-") as scratch:
         model, folder = Path(scratch) / "model", Path(scratch) / "mesh"
-        command = [sys.executable, "-m", "node_agent.engine.random_model", str(model)]
+        command = [sys.executable, "-m", "tools.make_random_model", str(model)]
         subprocess.run(command, check=True)
         with running_mesh(folder, model=model, threads=1) as mesh:
             before = _sizes(folder)

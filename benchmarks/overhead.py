@@ -235,7 +235,7 @@ def main() -> None:
         model = args.model
         if model is None:
             model = Path(scratch) / "model"
-            command = [sys.executable, "-m", "node_agent.engine.random_model", str(model)]
+            command = [sys.executable, "-m", "tools.make_random_model", str(model)]
             subprocess.run(command, check=True)
         with running_mesh(Path(scratch) / "mesh", model=model, threads=args.threads) as mesh:
             asyncio.run(measure(args, mesh, model))
