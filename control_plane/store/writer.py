@@ -164,4 +164,6 @@ class FencedWriter:
             _log.info("a write whose answer was lost was fenced off", slot=slot.key)
             slot.revision = kv.mod_revision if kv else result.revision
             return None
-        raise OutcomeUnknownError("another writer uses the same slots: is replica_id unique?")
+        raise OutcomeUnknownError(
+            "somebody else wrote this writer's slot: is replica_id unique? was the store restored?"
+        )

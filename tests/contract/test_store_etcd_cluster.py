@@ -75,20 +75,20 @@ async def write_through(store, trouble) -> None:
                 return
 
 
-async def test_each_member_may_be_killed_the_leader_first(members, store):
+async def test_a_killed_leader_is_left_for_another_member(members, store):
+    """It stays dead: before 3.5.3 a member that is killed and restarted may have lost data."""
+
     async def trouble() -> None:
-        for member in leader_first(members):
-            member.kill()
-            await answers(store)
-            await member.start()
+        leader_first(members)[0].kill()
 
     await write_through(store, trouble)
 
 
-async def test_a_stopped_leader_is_left_for_another_member(members, store):
+async def test_each_member_may_stop_the_leader_first(members, store):
     async def trouble() -> None:
-        with leader_first(members)[0].stopped():
-            await answers(store)
+        for member in leader_first(members):
+            with member.stopped():
+                await answers(store)
 
     await write_through(store, trouble)
 
