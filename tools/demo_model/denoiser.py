@@ -4,11 +4,11 @@ Both are of the 5B's classes (``WanTransformer3DModel``, ``UMT5EncoderModel``) a
 together: the vocabulary is a closed grammar, so there is nothing to take from a larger encoder.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 import torch.nn.functional as F
-from diffusers import WanTransformer3DModel
+from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -20,7 +20,6 @@ TRAIN_SHIFT: Final = 3.0
 PROBED_BLOCK: Final = 1
 LATENT_FRAMES: Final = 1 + (FRAME_COUNT - 1) // 4
 _TEXT_DIM: Final = 128
-_EARLY_SHARE: Final = 0.15
 
 
 def build_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
@@ -131,6 +130,14 @@ class Denoiser(nn.Module):
         self._probed: Tensor | None = None
         self.transformer.blocks[PROBED_BLOCK].register_forward_hook(self._keep_probed)
 
+    @classmethod
+    def from_pipeline(cls, pipeline: WanPipeline) -> Self:
+        """Take the weights of an exported model; the probe starts anew."""
+        denoiser = cls(len(pipeline.tokenizer))
+        denoiser.text_encoder.load_state_dict(pipeline.text_encoder.state_dict())
+        denoiser.transformer.load_state_dict(pipeline.transformer.state_dict())
+        return denoiser
+
     def _keep_probed(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         del module, inputs
         self._probed = output
@@ -173,14 +180,14 @@ class Denoiser(nn.Module):
         return velocity
 
 
-def sample_noise_levels(count: int, generator: torch.Generator) -> Tensor:
+def sample_noise_levels(count: int, generator: torch.Generator, early_share: float) -> Tensor:
     """Draw noise levels in 0..1: logit-normal, shifted towards noise as sampling is.
 
-    Some are drawn near pure noise, where a clip's content and place are decided.
+    ``early_share`` of them lie near pure noise, where a clip's content and place are decided.
     """
     sigma = torch.sigmoid(torch.randn(count, generator=generator))
     sigma = TRAIN_SHIFT * sigma / (1 + (TRAIN_SHIFT - 1) * sigma)
-    early = torch.rand(count, generator=generator) < _EARLY_SHARE
+    early = torch.rand(count, generator=generator) < early_share
     return torch.where(early, 1.0 - 0.12 * torch.rand(count, generator=generator), sigma)
 
 
@@ -190,10 +197,12 @@ def flow_matching_loss(
     weight: Tensor,
     token_ids: Tensor,
     generator: torch.Generator,
+    *,
+    early_share: float,
 ) -> tuple[Tensor, Tensor]:
     """Return the velocity's weighted squared error on latents [B, z, T, h, w], and the probe's."""
     assert token_ids.shape[1] == MAX_TOKENS  # the length is part of what is learnt
-    sigma = sample_noise_levels(len(clean), generator).to(clean.device)
+    sigma = sample_noise_levels(len(clean), generator, early_share).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     level = sigma.view(-1, 1, 1, 1, 1)
     with torch.autocast(clean.device.type, torch.bfloat16):

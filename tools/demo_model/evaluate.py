@@ -2,8 +2,8 @@
 
 import dataclasses
 import random
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ AUTOENCODER_GATES: Final = {
 }
 MODEL_GATES: Final = {"color": 0.97, "shape": 0.90, "motion": 0.90, "background": 0.97}
 MODEL_LIMITS: Final = {"background_sigma": 6.0, "object_sigma": 12.0, "stray_share": 0.01}
+
+
+# Prompts and seeds to clips.
+Draw = Callable[[Sequence[str], Sequence[int]], list[Clip]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,13 +162,13 @@ def held_out_prompts(count: int) -> list[tuple[Scene, str, int]]:
     ]
 
 
-def score_model(pipeline: WanPipeline, *, count: int = 200, batch: int = 8, **how: Any) -> Score:
-    """Measure drawn clips of held-out combinations against the model's gates."""
+def score_model(draw_clips: Draw, *, count: int = 200, batch: int = 8) -> Score:
+    """Measure clips of held-out combinations, drawn by ``draw_clips``, against the gates."""
     asked = held_out_prompts(count)
     pairs: list[tuple[Scene, Sight]] = []
     for start in tqdm(range(0, count, batch), desc="drawing", mininterval=10):
         chunk = asked[start : start + batch]
-        clips = draw(pipeline, [c[1] for c in chunk], [c[2] for c in chunk], **how)
+        clips = draw_clips([c[1] for c in chunk], [c[2] for c in chunk])
         pairs += [(scene, look_at(clip)) for (scene, _, _), clip in zip(chunk, clips, strict=True)]
     figures, mistakes = score_sights(pairs)
     failures = _failures(figures, MODEL_GATES)

@@ -50,11 +50,24 @@ def _cells(coverage: np.ndarray[Any, Any]) -> Tensor:
 
 @torch.no_grad()
 def encode_world(
-    vae: AutoencoderKLWan, path: Path, *, step: int, device: str, batch: int = 8
+    vae: AutoencoderKLWan,
+    path: Path,
+    *,
+    step: int,
+    device: str,
+    batch: int = 8,
+    statistics: tuple[list[float], list[float]] | None = None,
 ) -> None:
     """Encode every training clip and write the set to ``path``, whole or not at all.
 
-    ``step`` says how far the autoencoder was trained; a set of that step is left as it is.
+    Args:
+        vae: the autoencoder.
+        path: the file.
+        step: how far the autoencoder was trained; a set of that step is left as it is.
+        device: where to encode.
+        batch: clips at once.
+        statistics: the channels' means and spreads that an exported transformer was trained
+            with; measured on the set where it is None.
     """
     if path.exists() and torch.load(path, weights_only=True)["step"] == step:
         return
@@ -68,8 +81,11 @@ def encode_world(
             parts.append(encode_whole(vae, x.to(device)).float().cpu())
         near += [_cells(clip_coverage(*clip)) for clip in chunk]
     latents = torch.cat(parts)
-    mean = latents.mean(dim=(0, 2, 3, 4))
-    std = latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-4)
+    if statistics is None:
+        mean = latents.mean(dim=(0, 2, 3, 4))
+        std = latents.std(dim=(0, 2, 3, 4)).clamp_min(1e-4)
+    else:
+        mean, std = (torch.tensor(values) for values in statistics)
     shape = (1, -1, 1, 1, 1)
     state = {
         "step": step,

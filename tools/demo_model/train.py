@@ -1,14 +1,16 @@
 """Trains the demo model: ``python -m tools.demo_model.train all --state DIR``.
 
 Phases, each resumable by the same command: ``vae``, ``latents``, ``transformer``, ``export`` and
-``eval``; ``all`` runs them in this order. Works on a CPU, or on a GPU if torch finds one. The
-process group's id is written to ``DIR/pgid``, so that the run can be paused (SIGSTOP) and go on.
+``eval``; ``all`` runs them in this order. With ``--from-model FOLDER`` the transformer goes on from
+an exported model, whose autoencoder stays as it is. Works on a CPU, or on a GPU if torch finds one.
+The process group's id is written to ``DIR/pgid``, so that a run can be paused (SIGSTOP) and go on.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import statistics
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +22,10 @@ from tools.demo_model import train_autoencoder, train_denoiser
 from tools.demo_model.autoencoder import build_autoencoder
 from tools.demo_model.checkpoint import Run
 from tools.demo_model.denoiser import Denoiser
+from tools.demo_model.engine_artist import EngineArtist
 from tools.demo_model.evaluate import (
     Score,
     contact_sheet,
-    draw,
     held_out_prompts,
     score_autoencoder,
     score_model,
@@ -49,6 +51,7 @@ class Training:
         self._state: Path = options.state
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._state.mkdir(parents=True, exist_ok=True)
+        self._source = load_pipeline(options.from_model) if options.from_model else None
         (self._state / "pgid").write_text(f"{os.getpgrp()}\n")
 
     def _passed(self, name: str, *, step: int) -> bool:
@@ -63,6 +66,8 @@ class Training:
         (self._state / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
 
     def _vae(self) -> Any:
+        if self._source is not None:
+            return self._source.vae.to(self._device).eval().requires_grad_(requires_grad=False)
         state = torch.load(
             self._state / "autoencoder" / "checkpoint.pt", map_location="cpu", weights_only=True
         )
@@ -72,6 +77,8 @@ class Training:
 
     def vae(self) -> None:
         """Train the autoencoder; go on past its budget while its gates are missed."""
+        if self._source is not None:
+            return
         total = self._options.vae_steps
         if self._passed("autoencoder-gates", step=Run(self._state / "autoencoder").steps_done()):
             return
@@ -88,15 +95,30 @@ class Training:
 
     def latents(self) -> None:
         """Encode the world once."""
-        step = Run(self._state / "autoencoder").steps_done()
-        encode_world(self._vae(), self._state / "latents.pt", step=step, device=self._device)
+        step, spread = Run(self._state / "autoencoder").steps_done(), None
+        if self._source is not None:
+            config = self._source.vae.config
+            step, spread = -1, (config.latents_mean, config.latents_std)
+        encode_world(
+            self._vae(),
+            self._state / "latents.pt",
+            step=step,
+            device=self._device,
+            statistics=spread,
+        )
 
     def transformer(self) -> None:
         """Train transformer and text encoder."""
         run = Run(self._state / "transformer")
         data = load_latents(self._state / "latents.pt")
+        recipe, start = train_denoiser.FROM_NOTHING, None
+        if self._source is not None:
+            recipe, start = train_denoiser.FINE_TUNE, Denoiser.from_pipeline(self._source)
+        if self._options.transformer_steps is not None:
+            total = recipe.first_step + self._options.transformer_steps
+            recipe = dataclasses.replace(recipe, total=total)
         train_denoiser.train(
-            run, self._vae(), data, device=self._device, total=self._options.transformer_steps
+            run, self._vae(), data, device=self._device, recipe=recipe, start=start
         )
 
     def export(self) -> None:
@@ -111,12 +133,21 @@ class Training:
         print(f"wrote {self._options.out}: {size} bytes of weights", flush=True)
 
     def eval(self) -> None:
-        """Measure the exported model over held-out prompts, and draw a contact sheet."""
-        pipeline = load_pipeline(self._options.out)
-        score = score_model(pipeline, count=self._options.eval_count)
+        """Measure the exported model over held-out prompts, and draw a contact sheet.
+
+        Drawn by the serving engine and encoded as it is served: what a user sees is measured.
+        """
+        with EngineArtist(self._options.out, threads=self._options.threads) as artist:
+            score = score_model(artist.draw, count=self._options.eval_count)
+            asked = held_out_prompts(10)
+            clips = artist.draw([ask[1] for ask in asked], [ask[2] for ask in asked])
+        seconds = {
+            "load_s": artist.load_s,
+            "clip_s_median": statistics.median(artist.clip_s),
+            "clip_s_worst": max(artist.clip_s),
+        }
+        score = dataclasses.replace(score, figures={**score.figures, **seconds})
         self._report("model-gates", score, step=Run(self._state / "transformer").steps_done())
-        asked = held_out_prompts(10)
-        clips = draw(pipeline, [ask[1] for ask in asked], [ask[2] for ask in asked])
         contact_sheet(clips, columns=8).save(self._state / "contact-sheet.png")
 
     def run(self, phase: str) -> None:
@@ -141,7 +172,8 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="folder of checkpoints and plots")
     parser.add_argument("--out", type=Path, help="model folder to write (default: STATE/model)")
     parser.add_argument("--vae-steps", type=int, default=train_autoencoder.TOTAL_STEPS)
-    parser.add_argument("--transformer-steps", type=int, default=train_denoiser.TOTAL_STEPS)
+    parser.add_argument("--transformer-steps", type=int, help="default: the recipe's")
+    parser.add_argument("--from-model", type=Path, help="exported model to fine-tune")
     parser.add_argument("--eval-count", type=int, default=200, help="held-out prompts to draw")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's choice)")
     options = parser.parse_args()
