@@ -10,20 +10,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
-from aiohttp import web
 from grpc import aio
 from prometheus_client import CollectorRegistry
 from reelmesh.v1 import control_plane_service_pb2
 
-from gateway.artifacts import ArtifactStore
-from gateway.auth import TokenVerifier
+from gateway.auth.tokens import TokenVerifier
 from gateway.config import GatewayConfig
-from gateway.core import Core, open_core
-from gateway.edge_metrics import EdgeMetrics
-from gateway.fleet_watch import ControlPlaneLink
-from gateway.grpc_api import add_grpc_services, grpc_server_options
-from gateway.http_api import build_http_app, http_runner
-from gateway.jobs import JobStore
+from gateway.core.assembly import Core, open_core
+from gateway.edge.metrics import EdgeMetrics
+from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
+from gateway.edge_http.api import build_http_app, http_runner, listen_http
+from gateway.fleet.watch import ControlPlaneLink
+from gateway.jobs.store import JobStore
+from gateway.output.artifacts import ArtifactStore
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import listen
@@ -113,7 +112,8 @@ async def build_app(
         http = http_runner(http_app, shutdown_timeout_s=_CLOSE_GRACE_S)
         await http.setup()
         stack.push_async_callback(http.cleanup)
-        http_address = await _listen_http(http, config.http.listen)
+        http_port = await listen_http(http, config.http.listen)
+        http_address = _with_port(config.http.listen, http_port)
 
         hello = control_plane_service_pb2.GatewayHello(
             gateway_id=config.gateway_id,
@@ -151,14 +151,3 @@ async def build_app(
 
 def _with_port(address: str, port: int) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-async def _listen_http(runner: web.AppRunner, address: str) -> str:
-    host, _, port = address.rpartition(":")
-    site = web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=False)
-    try:
-        await site.start()
-    except OSError as error:
-        raise OSError(f"cannot listen on {address}: {error.strerror}") from error
-    bound: int = runner.addresses[0][1]
-    return _with_port(address, bound)

@@ -8,9 +8,9 @@ from typing import Final
 
 from pydantic import Field
 
-from gateway.auth_config import AuthConfig
-from gateway.edge_config import EdgeConfig
-from gateway.ids import REGION_PATTERN
+from gateway.auth.config import AuthConfig
+from gateway.edge.config import EdgeConfig
+from gateway.jobs.ids import REGION_PATTERN
 from reelkit.logs import LogSettings
 from reelkit.settings import Settings
 from reelkit.tracing import TracingSettings

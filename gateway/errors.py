@@ -15,7 +15,7 @@
     └── JobFailed               the video ended as failed; carries the job's own code
 
 Each class has a stable ``code`` and says whether a retry can help. The mapping to
-HTTP and gRPC is one table in :mod:`gateway.error_table`. Messages are read by
+HTTP and gRPC is one table in :mod:`gateway.edge.error_table`. Messages are read by
 clients: never a stack, a path, a prompt or an address in them.
 """
 

@@ -11,19 +11,19 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
 from gateway.application import Caller, Download
-from gateway.attempts import TERMINAL_N, seq_of
-from gateway.field_rules import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
-from gateway.ids import VideoIds, region_of
-from gateway.jobs import TERMINAL_STATUSES
-from gateway.streams import closing
-from gateway.validation import Catalog, resolve
-from gateway.wire import encode_event
+from gateway.jobs.attempts import TERMINAL_N, seq_of
+from gateway.jobs.ids import VideoIds, region_of
+from gateway.jobs.store import TERMINAL_STATUSES
+from gateway.output.wire import encode_event
+from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
+from gateway.validation.request import Catalog, resolve
 from reelkit.clock import Clock
 from reelkit.tracing import current_traceparent
 
@@ -211,7 +211,7 @@ class FakeApplication:
         self, caller: Caller, video_id: str, *, after_seq: int
     ) -> AsyncGenerator[bytes, None]:
         """See the port."""
-        async with closing(self.watch(caller, video_id, after_seq=after_seq)) as events:
+        async with aclosing(self.watch(caller, video_id, after_seq=after_seq)) as events:
             async for event in events:
                 yield encode_event(event)
 

@@ -2,8 +2,14 @@
 
 import pytest
 
-from gateway.artifacts import ArtifactError, ArtifactMissing, artifact_key, open_store, pieces
-from gateway.spool_file import SpoolFile
+from gateway.output.artifacts import (
+    ArtifactError,
+    ArtifactMissing,
+    artifact_key,
+    open_store,
+    pieces,
+)
+from gateway.output.spool_file import SpoolFile
 
 VIDEO_ID = "ap-01jd3x8z5q0e8m2c4r6t7v9wxy"
 DATA = bytes(range(256)) * 3000

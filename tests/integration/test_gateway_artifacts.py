@@ -6,9 +6,9 @@ import pytest
 from reelmesh.v1 import video_pb2
 
 from gateway import errors
-from gateway.artifacts import ArtifactError, ArtifactMissing, open_store
-from gateway.jobs import MemoryJobStore
-from gateway.sweeper import Sweeper
+from gateway.core.sweeper import Sweeper
+from gateway.jobs.store import MemoryJobStore
+from gateway.output.artifacts import ArtifactError, ArtifactMissing, open_store
 from reelkit.clock import SystemClock
 from tests.support import fakenode
 from tests.support.fakenode import VIDEO, FakeNode, serve_node
@@ -48,7 +48,7 @@ async def test_record_and_artifact_expire_together(tmp_path):
         await sweeper.sweep()
         assert await artifacts.listing() == []
         with pytest.raises(errors.VideoNotFound):
-            await gateway.videos.get(ME, video.id)
+            await gateway.core.videos.get(ME, video.id)
 
 
 async def test_an_artifact_without_a_record_goes_only_when_all_of_its_age_have(tmp_path):
@@ -86,7 +86,7 @@ async def test_a_deleted_videos_artifact_goes_at_once(tmp_path):
         video = await gateway.create()
         await gateway.watched(video.id)
         assert len(await artifacts.listing()) == 1
-        await gateway.videos.delete(ME, video.id)
+        await gateway.core.videos.delete(ME, video.id)
         async with asyncio.timeout(5):
             while await artifacts.listing():  # noqa: ASYNC110 - told to nobody
                 await asyncio.sleep(0.01)
@@ -121,17 +121,17 @@ async def test_nothing_is_said_to_be_completed_before_it_is_written(tmp_path):
     async with serve_node(node), open_gateway(tmp_path, artifacts=slow) as gateway:
         await gateway.know(node)
         video = await gateway.create()
-        events = gateway.videos.watch(ME, video.id, after_seq=0)
+        events = gateway.core.videos.watch(ME, video.id, after_seq=0)
         seen = []
         async with asyncio.timeout(5):
             while sum(len(e.chunk.data) for e in seen) < len(VIDEO):
                 seen.append(await anext(events))
             await slow.writing.wait()
-        record = await gateway.videos.get(ME, video.id)
+        record = await gateway.core.videos.get(ME, video.id)
         assert record.status == video_pb2.VIDEO_STATUS_RUNNING
         assert not node.releases
         with pytest.raises(errors.NotFinished):
-            await gateway.videos.download(ME, video.id, offset=0)
+            await gateway.core.videos.download(ME, video.id, offset=0)
         slow.go.set()
         seen.extend([event async for event in events])
         assert kinds(seen)[-1] == "completed"
@@ -145,7 +145,7 @@ async def test_a_cancel_while_it_is_written_wins_and_leaves_no_artifact(tmp_path
         watching = asyncio.ensure_future(gateway.watched(video.id))
         await slow.writing.wait()
         assert (
-            await gateway.videos.cancel(ME, video.id)
+            await gateway.core.videos.cancel(ME, video.id)
         ).status == video_pb2.VIDEO_STATUS_CANCELLED
         assert kinds(await watching)[-1] == "cancelled"
         slow.go.set()
@@ -166,7 +166,7 @@ async def test_a_store_that_stumbles_is_tried_again(tmp_path):
 
 
 async def test_a_store_that_is_down_fails_the_job_as_retryable(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.commit._WRITE_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr("gateway.core.commit._WRITE_DELAYS_S", (0.01, 0.01))
     node, slow = FakeNode("n0"), Slow(open_store("memory:///"), failures=99)
     slow.go.set()
     async with serve_node(node), open_gateway(tmp_path, artifacts=slow) as gateway:
@@ -187,7 +187,7 @@ async def test_an_artifact_that_is_gone_is_not_found(tmp_path):
         await artifacts.delete((await artifacts.listing())[0].key)
         with pytest.raises(errors.VideoNotFound):
             await gateway.watched(video.id)
-        download = await gateway.videos.download(ME, video.id, offset=0)
+        download = await gateway.core.videos.download(ME, video.id, offset=0)
         with pytest.raises(errors.VideoNotFound):
             await anext(download.chunks)
 
@@ -200,7 +200,7 @@ async def test_a_large_video_passes_the_disk_once_and_comes_back_whole(tmp_path)
         await gateway.know(node)
         video = await gateway.create()
         assert data_of(await gateway.watched(video.id)) == big
-        download = await gateway.videos.download(ME, video.id, offset=3)
+        download = await gateway.core.videos.download(ME, video.id, offset=3)
         assert b"".join([piece async for piece in download.chunks]) == big[3:]
         assert gateway.metric("spool_bytes") == 0
         assert list((tmp_path / "gateway" / "spool").iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from gateway.access import ACCESS, PUBLIC
+from gateway.auth.access import ACCESS, PUBLIC
 from tests.support.edges import serve_edges
 from tests.support.tokens import TokenIssuer
 

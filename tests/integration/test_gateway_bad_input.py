@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from reelmesh.v1 import video_pb2, video_service_pb2
 
-from gateway.edge_config import EdgeConfig
+from gateway.edge.config import EdgeConfig
 from tests.support.edges import serve_edges
 
 # Field as HTTP says it, JSON value, field as gRPC says it.

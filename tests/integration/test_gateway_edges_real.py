@@ -24,7 +24,7 @@ async def edges(tmp_path, node):
     async with open_gateway(tmp_path, runs={"client_grace_s": 0.1}) as gateway:
         await gateway.know(node)
         async with (
-            serve_edges(tmp_path, application=gateway.videos) as found,
+            serve_edges(tmp_path, application=gateway.core.videos) as found,
             asyncio.timeout(30),
         ):
             yield found

@@ -62,12 +62,12 @@ async def test_cancel_stops_the_run_at_the_node(tmp_path):
         await node.run_at(0)
         watching = asyncio.ensure_future(gateway.watched(video.id))
         await asyncio.sleep(0)
-        cancelled = await gateway.videos.cancel(ME, video.id)
+        cancelled = await gateway.core.videos.cancel(ME, video.id)
         assert cancelled.status == CANCELLED
         assert (await watching)[-1].cancelled.reason == "client"
         await node.until(lambda: node.cancels)
         assert node.cancels[0].job_id == video.id
-        assert (await gateway.videos.cancel(ME, video.id)).status == CANCELLED
+        assert (await gateway.core.videos.cancel(ME, video.id)).status == CANCELLED
 
 
 async def test_cancel_while_waiting_leaves_the_line(tmp_path):
@@ -78,7 +78,7 @@ async def test_cancel_while_waiting_leaves_the_line(tmp_path):
         run = await node.run_at(0)
         video = await gateway.create()
         await gateway.until(lambda: gateway.metric("jobs_waiting") == 1)
-        await gateway.videos.cancel(ME, video.id)
+        await gateway.core.videos.cancel(ME, video.id)
         assert kinds(await gateway.watched(video.id)) == ["queued", "cancelled"]
         await gateway.until(lambda: gateway.metric("jobs_waiting") == 0)
         run.go.set()
@@ -99,9 +99,9 @@ async def test_cancel_and_finish_have_one_winner(tmp_path):
             run.go.set()
             for _ in range(index):
                 await asyncio.sleep(0.0005)
-            answered = await gateway.videos.cancel(ME, video.id)
+            answered = await gateway.core.videos.cancel(ME, video.id)
             events = await watching
-            record = await gateway.videos.get(ME, video.id)
+            record = await gateway.core.videos.get(ME, video.id)
             assert answered.status == record.status
             terminal = {COMPLETED: "completed", CANCELLED: "cancelled"}[record.status]
             assert kinds(events)[-1] == terminal
@@ -119,13 +119,13 @@ async def test_delete_while_running_stops_and_forgets(tmp_path):
         await node.run_at(0)
         watching = asyncio.ensure_future(gateway.watched(video.id))
         await asyncio.sleep(0)
-        await gateway.videos.delete(ME, video.id)
+        await gateway.core.videos.delete(ME, video.id)
         assert kinds(await watching)[-1] == "cancelled"
         await node.until(lambda: node.cancels)
         with pytest.raises(errors.VideoNotFound):
-            await gateway.videos.get(ME, video.id)
+            await gateway.core.videos.get(ME, video.id)
         with pytest.raises(errors.VideoNotFound):
-            await gateway.videos.delete(ME, video.id)
+            await gateway.core.videos.delete(ME, video.id)
 
 
 # --- clients that leave ---
@@ -136,7 +136,7 @@ async def test_a_streamed_video_is_cancelled_after_its_client_left(tmp_path):
     node.default = fakenode.held()
     async with mesh(tmp_path, node, runs={"client_grace_s": 0.2}) as gateway:
         video = await gateway.create(streamed=True)
-        events = gateway.videos.watch(ME, video.id, after_seq=0)
+        events = gateway.core.videos.watch(ME, video.id, after_seq=0)
         await anext(events)
         await node.run_at(0)
         await events.aclose()
@@ -151,7 +151,7 @@ async def test_a_client_that_comes_back_in_time_keeps_its_video(tmp_path):
     node.default = fakenode.held()
     async with mesh(tmp_path, node, runs={"client_grace_s": 0.5}) as gateway:
         video = await gateway.create(streamed=True)
-        events = gateway.videos.watch(ME, video.id, after_seq=0)
+        events = gateway.core.videos.watch(ME, video.id, after_seq=0)
         await anext(events)
         run = await node.run_at(0)
         await events.aclose()
@@ -186,10 +186,10 @@ async def test_drain_refuses_new_jobs_and_waits_for_running_ones(tmp_path):
         await asyncio.sleep(0)
         with pytest.raises(errors.Unavailable):
             await gateway.create()
-        assert gateway.videos.ready() == (False, "shutting down")
+        assert gateway.core.videos.ready() == (False, "shutting down")
         run.go.set()
         await draining
-        assert (await gateway.videos.get(ME, video.id)).status == COMPLETED
+        assert (await gateway.core.videos.get(ME, video.id)).status == COMPLETED
 
 
 async def test_what_outlasts_the_drain_is_failed_and_stopped(tmp_path):

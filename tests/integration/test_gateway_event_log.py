@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from reelmesh.v1 import node_service_pb2, video_pb2, video_service_pb2
 
-from gateway.attempts import TERMINAL_N, seq_of
-from gateway.event_log import EventLog
-from gateway.spool import ByteGap, BytesGone, VideoBytes
-from gateway.spool_budget import SpoolBudget, SpoolFull
-from gateway.spool_file import SpoolFile
-from gateway.wire import NodeChunk
+from gateway.jobs.attempts import TERMINAL_N, seq_of
+from gateway.output.event_log import EventLog
+from gateway.output.spool import ByteGap, BytesGone, VideoBytes
+from gateway.output.spool_budget import SpoolBudget, SpoolFull
+from gateway.output.spool_file import SpoolFile
+from gateway.output.wire import NodeChunk
 from reelkit.clock import ManualClock, SystemClock
 
 MIB = 1024 * 1024

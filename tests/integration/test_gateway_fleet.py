@@ -5,7 +5,7 @@ import contextlib
 
 from reelmesh.v1 import control_plane_service_pb2, node_pb2
 
-from gateway.fleet_watch import ControlPlaneLink
+from gateway.fleet.watch import ControlPlaneLink
 from reelkit.clock import SystemClock
 from tests.support import fakenode
 from tests.support.fakecontrol import FakeControl, serve_control
@@ -43,10 +43,10 @@ async def test_a_gateway_attaches_beats_and_learns_the_fleet(tmp_path):
         await gateway.until(lambda: gateway.ready(node))
         await control.until(lambda: control.beats >= 2)
         assert control.hellos[0].gateway_id == "g"
-        assert gateway.videos.ready() == (True, "")
-        models, default = gateway.videos.models()
+        assert gateway.core.videos.ready() == (True, "")
+        models, default = gateway.core.videos.models()
         assert [model.name for model in models] == [default] == ["fake-wan"]
-        assert gateway.videos.regions()[0].ready_workers == 1
+        assert gateway.core.videos.regions()[0].ready_workers == 1
 
 
 async def test_with_the_control_plane_gone_routing_goes_on(tmp_path):

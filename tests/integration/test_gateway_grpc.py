@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 from reelmesh.v1 import fleet_service_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
-from gateway.edge_config import EdgeConfig
+from gateway.edge.config import EdgeConfig
 from tests.support.edges import serve_edges
 
 

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import errors
-from gateway.edge_config import EdgeConfig
+from gateway.edge.config import EdgeConfig
 from tests.support.edges import serve_edges
 
 GOOD = {"prompt": "a red ball", "num_frames": 9, "seed": 7}

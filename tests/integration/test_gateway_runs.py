@@ -9,7 +9,7 @@ import pytest
 from reelmesh.v1 import node_pb2, video_pb2
 
 from gateway import errors
-from gateway.attempts import seq_of, split_seq
+from gateway.jobs.attempts import seq_of, split_seq
 from tests.support import fakenode
 from tests.support.fakenode import VIDEO, FakeNode, serve_node
 from tests.support.gateways import ME, data_of, kinds, open_gateway
@@ -76,7 +76,7 @@ async def test_a_video_from_create_to_completed(tmp_path):
         await node.until(lambda: node.releases)
         assert node.releases[0].job_id == video.id
         assert node.runs[0].request.spec.prompt == "a ball"
-        record = await gateway.videos.get(ME, video.id)
+        record = await gateway.core.videos.get(ME, video.id)
         assert (record.status, record.attempts, record.progress_percent) == (COMPLETED, 1, 100)
 
 
@@ -87,7 +87,7 @@ async def test_release_comes_only_after_the_record_is_committed(tmp_path):
         answer = node.Release
 
         async def release(request, context):
-            states.append((await gateway.videos.get(ME, request.job_id)).status)
+            states.append((await gateway.core.videos.get(ME, request.job_id)).status)
             return await answer(request, context)
 
         await node.kill()
@@ -106,7 +106,7 @@ async def test_status_is_running_only_once_the_node_started(tmp_path):
     async with mesh(tmp_path, node) as gateway:
         video = await gateway.create()
         await node.run_at(0)
-        assert (await gateway.videos.get(ME, video.id)).status == QUEUED
+        assert (await gateway.core.videos.get(ME, video.id)).status == QUEUED
         node.default = fakenode.held()
         running = await gateway.create()
         await gateway.until(lambda: gateway.core.lifetimes.get(running.id).log.attempt)
@@ -136,7 +136,7 @@ async def test_a_broken_stream_goes_on_elsewhere_after_restarted(tmp_path, code)
         again = max((node.runs[0].request for node in nodes), key=lambda run: run.attempt)
         assert (again.epoch, getattr(again, "try"), again.attempt) == (1, 2, 2)
         assert again.spec.seed == 9
-        record = await gateway.videos.get(ME, video.id)
+        record = await gateway.core.videos.get(ME, video.id)
         assert record.attempts == 2
         assert record.result.attempt == 2
 
@@ -172,7 +172,7 @@ async def test_tries_are_bounded(tmp_path):
         assert sum(len(node.runs) for node in nodes) == 3
         # The third try had to go back to one that failed; the second had not.
         assert {len(node.runs) for node in nodes} == {1, 2}
-        record = await gateway.videos.get(ME, video.id)
+        record = await gateway.core.videos.get(ME, video.id)
         assert (record.status, record.attempts) == (FAILED, 3)
 
 
@@ -214,7 +214,7 @@ async def test_after_a_worker_died_the_job_runs_alone(tmp_path):
         for node in nodes:
             node.default = fakenode.finish()
         # Both nodes hold a companion: there is a free slot, and yet it waits.
-        record = await gateway.videos.get(ME, suspect.id)
+        record = await gateway.core.videos.get(ME, suspect.id)
         assert record.status == QUEUED
         failed_on = next(n for n in nodes if len(n.runs) == 2)
         other(nodes, failed_on).runs[0].go.set()
@@ -260,7 +260,7 @@ async def test_a_bug_ends_its_job_and_not_the_gateway(tmp_path, monkeypatch):
             raise LookupError("scripted")
 
         with monkeypatch.context() as patched:
-            patched.setattr("gateway.runner.ordinal_of", broken)
+            patched.setattr("gateway.core.runner.ordinal_of", broken)
             video = await gateway.create()
             events = await gateway.watched(video.id)
         assert (events[-1].failed.code, events[-1].failed.retryable) == ("internal", True)
@@ -279,7 +279,7 @@ async def test_resume_inside_a_superseded_attempt_gets_restarted_first(tmp_path)
     async with mesh(tmp_path, *nodes) as gateway:
         video = await gateway.create()
         seen = []
-        async for event in gateway.videos.watch(ME, video.id, after_seq=0):
+        async for event in gateway.core.videos.watch(ME, video.id, after_seq=0):
             seen.append(event)
             if event.HasField("chunk"):
                 break
@@ -336,7 +336,7 @@ async def test_a_slow_reader_holds_up_nobody_and_misses_no_byte(tmp_path):
     spool = {"memory_bytes_per_video": 256 * 1024}
     async with mesh(tmp_path, node, spool=spool) as gateway:
         video = await gateway.create()
-        slow = gateway.videos.watch(ME, video.id, after_seq=0)
+        slow = gateway.core.videos.watch(ME, video.id, after_seq=0)
         events = [await anext(slow)]
         fast = await gateway.watched(video.id)
         assert data_of(fast) == big
@@ -359,7 +359,7 @@ async def test_busy_is_no_attempt_and_is_placed_again(tmp_path):
         assert "restarted" not in kinds(events)
         assert kinds(events)[-1] == "completed"
         assert split_seq(events[-1].seq)[0] == 1
-        record = await gateway.videos.get(ME, video.id)
+        record = await gateway.core.videos.get(ME, video.id)
         assert record.attempts == 1
         assert gateway.metric("placements_total", outcome="busy") >= 1
 
@@ -372,7 +372,7 @@ async def test_jobs_wait_in_the_gateway_and_go_in_order(tmp_path):
         first = await node.run_at(0)
         await gateway.until(lambda: gateway.metric("jobs_waiting") == 3)
         assert len(node.runs) == 1
-        events = gateway.videos.watch(ME, videos[3].id, after_seq=0)
+        events = gateway.core.videos.watch(ME, videos[3].id, after_seq=0)
         assert (await anext(events)).queued.position == 2
         first.go.set()
         # The position is told again as the line moves.
@@ -419,7 +419,7 @@ async def test_no_node_is_unavailable(tmp_path):
         with pytest.raises(errors.Unavailable) as raised:
             await gateway.create()
         assert raised.value.retry_after_s
-        ready, why = gateway.videos.ready()
+        ready, why = gateway.core.videos.ready()
         assert not ready
         assert "control plane" in why
 
@@ -434,7 +434,7 @@ async def test_a_node_that_is_not_ready_gets_nothing(tmp_path):
             await gateway.create()
         with pytest.raises(errors.InvalidRequest):
             await gateway.create(steps=0)
-        assert gateway.videos.ready() == (False, "no ready node")
+        assert gateway.core.videos.ready() == (False, "no ready node")
 
 
 async def test_a_waiting_job_outlives_its_last_node(tmp_path):

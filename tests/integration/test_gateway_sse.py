@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gateway import errors
-from gateway.edge_config import EdgeConfig
+from gateway.edge.config import EdgeConfig
 from tests.support.edges import serve_edges
 
 

@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry
 from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
 
 from gateway.application import VideoApplication
-from gateway.auth import TokenVerifier
-from gateway.auth_config import AuthConfig, IssuerConfig
-from gateway.edge_config import EdgeConfig
-from gateway.edge_metrics import EdgeMetrics
+from gateway.auth.config import AuthConfig, IssuerConfig
+from gateway.auth.tokens import TokenVerifier
+from gateway.edge.config import EdgeConfig
+from gateway.edge.metrics import EdgeMetrics
+from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
+from gateway.edge_http.api import build_http_app, http_runner
 from gateway.fake_application import FakeApplication
-from gateway.grpc_api import add_grpc_services, grpc_server_options
-from gateway.http_api import build_http_app, http_runner
 from reelkit.clock import SystemClock
 from reelkit.rpc import listen
 from tests.support.tokens import TokenIssuer

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from reelmesh.v1 import control_plane_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
-from gateway.artifacts import ArtifactStore
 from gateway.config import GatewayConfig
-from gateway.core import Core, open_core
-from gateway.jobs import JobStore
+from gateway.core.assembly import Core, open_core
+from gateway.jobs.store import JobStore
+from gateway.output.artifacts import ArtifactStore
 from reelkit.clock import Clock, SystemClock
 from tests.support.fakenode import MODEL, FakeNode
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from gateway.jobs import JobStore, MemoryJobStore
+from gateway.jobs.store import JobStore, MemoryJobStore
 
 
 @contextlib.asynccontextmanager

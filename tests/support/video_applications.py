@@ -37,7 +37,7 @@ class RealHarness:
     def __init__(self, gateway: Gateway, node: FakeNode) -> None:
         self._gateway = gateway
         self._node = node
-        self.application: VideoApplication = gateway.videos
+        self.application: VideoApplication = gateway.core.videos
 
     async def finish(self, video_id: str) -> None:
         """Likewise; another video may run on the node meanwhile."""

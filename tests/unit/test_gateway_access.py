@@ -4,14 +4,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from reelmesh.v1 import fleet_service_pb2, video_service_pb2
 
-from gateway import access
 from gateway.application import Caller
-from gateway.edge_config import EdgeConfig
-from gateway.edge_metrics import EdgeMetrics
+from gateway.auth import access
+from gateway.edge.config import EdgeConfig
+from gateway.edge.metrics import EdgeMetrics
+from gateway.edge_grpc.api import add_grpc_services
+from gateway.edge_http.api import build_http_app
 from gateway.errors import PermissionDenied
 from gateway.fake_application import FakeApplication
-from gateway.grpc_api import add_grpc_services
-from gateway.http_api import build_http_app
 from reelkit.clock import ManualClock
 
 

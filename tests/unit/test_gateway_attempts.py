@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import attempts
-from gateway.ids import VideoIds, region_of
+from gateway.jobs import attempts
+from gateway.jobs.ids import VideoIds, region_of
 from reelkit.clock import ManualClock
 
 

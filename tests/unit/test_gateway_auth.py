@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from gateway import auth_errors
-from gateway.auth import MAX_REMEMBERED, TokenVerifier
-from gateway.auth_config import AuthConfig, IssuerConfig
+from gateway.auth import errors as auth_errors
+from gateway.auth.config import AuthConfig, IssuerConfig
+from gateway.auth.tokens import MAX_REMEMBERED, TokenVerifier
 from gateway.errors import Unauthenticated
 from reelkit.clock import ManualClock
 from reelkit.settings import ConfigError

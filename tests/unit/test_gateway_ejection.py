@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ejection import (
+from gateway.fleet.ejection import (
     MIN_RUNS,
     RETRY_FLOOR,
     RETRY_WINDOW_S,

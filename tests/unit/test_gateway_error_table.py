@@ -7,14 +7,15 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from gateway import auth_errors, errors
-from gateway.access import Scope
-from gateway.error_table import ERROR_TABLE, UNLISTED, row_for
-from gateway.grpc_status import internal_status, rich_status
-from gateway.http_problem import problem_body, problem_of, problem_of_status, problem_response
+from gateway import errors
+from gateway.auth import errors as auth_errors
+from gateway.auth.access import Scope
+from gateway.edge.error_table import ERROR_TABLE, UNLISTED, row_for
+from gateway.edge_grpc.status import internal_status, rich_status
+from gateway.edge_http.problem import problem_body, problem_of, problem_of_status, problem_response
 
 # Modules that add classes to the tree.
-for _module in ("gateway.auth_errors", "gateway.http_body", "gateway.grpc_decode"):
+for _module in ("gateway.auth.errors", "gateway.edge_http.body", "gateway.edge_grpc.decode"):
     import_module(_module)
 
 

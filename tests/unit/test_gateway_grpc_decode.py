@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import video_pb2, video_service_pb2
 
+from gateway.edge_grpc.decode import Undecodable, deserializer
 from gateway.errors import InvalidRequest, PayloadTooLarge
-from gateway.grpc_decode import Undecodable, deserializer
 
 decode = deserializer(video_service_pb2.CreateVideoRequest, max_bytes=1_000)
 

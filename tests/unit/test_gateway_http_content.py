@@ -5,7 +5,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http_content import ByteRange, parse_range
+from gateway.edge_http.content import ByteRange, parse_range
 
 SIZES = st.integers(1, 10**12)
 

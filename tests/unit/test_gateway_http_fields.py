@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import video_pb2, video_service_pb2
 
-from gateway.http_fields import FIELDS, Kind, WrongValue, parse_value, unknown_field
+from gateway.edge_http.fields import FIELDS, Kind, WrongValue, parse_value, unknown_field
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(),

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2
 
-from gateway.http_json import dumps, to_json
-from gateway.http_openai import model_list, video_object
+from gateway.edge_http.json_values import dumps, to_json
+from gateway.edge_http.openai_objects import model_list, video_object
 
 
 def test_large_integers_are_numbers_and_absent_messages_are_left_out():

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.placement import (
+from gateway.fleet.placement import (
     Ask,
     NodeView,
     choose,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from reelmesh.v1 import model_pb2, video_pb2, video_service_pb2
 
 from gateway.errors import InvalidRequest
-from gateway.field_rules import check_options, nearest_counts
-from gateway.validation import MAX_SEED, Catalog, resolve
+from gateway.validation.fields import check_options, nearest_counts
+from gateway.validation.request import MAX_SEED, Catalog, resolve
 from tests.support.fakenode import MODEL
 
 SECOND = model_pb2.ModelInfo()

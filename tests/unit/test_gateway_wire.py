@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import node_service_pb2, video_pb2, video_service_pb2
 
-from gateway.wire import NodeChunk, decode_run_response, encode_chunk, encode_event
+from gateway.output.wire import NodeChunk, decode_run_response, encode_chunk, encode_event
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)

@@ -1,0 +1,1 @@
+"""Who may call: tokens, the keys that verify them, and the scopes that endpoints ask for."""

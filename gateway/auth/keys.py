@@ -1,0 +1,156 @@
+"""Verification keys of an issuer: from a JWKS file or from a shared secret.
+
+A key knows its one algorithm; what a token says of algorithms is compared with it and
+never chosen from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt.exceptions import PyJWTError
+
+from gateway.auth.config import IssuerConfig
+from reelkit.settings import ConfigError
+
+ASYMMETRIC_ALGORITHMS = frozenset(
+    {
+        "RS256", "RS384", "RS512",
+        "PS256", "PS384", "PS512",
+        "ES256", "ES384", "ES512",
+        "EdDSA",
+    }
+)  # fmt: skip
+MIN_RSA_BITS = 2048
+MIN_SECRET_BYTES = 32
+# Members of a JWK that hold a private or a symmetric key (RFC 7518 section 6).
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+
+
+class KeySource(Protocol):
+    """Where an issuer's keys come from.
+
+    A file answers at once. A source that fetches a URL may wait here, refreshes on an
+    unknown kid at most once per cooldown, and keeps its last good keys.
+    """
+
+    @property
+    def generation(self) -> int:
+        """Rises when a key was removed or replaced: earlier verdicts no longer hold."""
+        ...
+
+    async def find(self, kid: str | None) -> jwt.PyJWK | None:
+        """The key of that id; without an id, the only key there is; else None."""
+        ...
+
+
+class FixedKeys:
+    """Keys that stay as they were read."""
+
+    generation = 0
+
+    def __init__(self, keys: Mapping[str | None, jwt.PyJWK]) -> None:
+        self._keys = dict(keys)
+        self._only = next(iter(self._keys.values())) if len(self._keys) == 1 else None
+
+    async def find(self, kid: str | None) -> jwt.PyJWK | None:
+        """The key of that id; without an id, the only key there is; else None."""
+        if kid is None:
+            return self._only
+        return self._keys.get(kid)
+
+
+class SharedSecret:
+    """One HS256 secret, whatever kid a token names."""
+
+    generation = 0
+
+    def __init__(self, secret: bytes) -> None:
+        encoded = jwt.utils.base64url_encode(secret).decode()
+        self._key = jwt.PyJWK({"kty": "oct", "k": encoded}, algorithm="HS256")
+
+    async def find(self, kid: str | None) -> jwt.PyJWK | None:  # noqa: ARG002 - the port's shape
+        """The secret."""
+        return self._key
+
+
+def open_key_source(config: IssuerConfig) -> KeySource:
+    """Reads the keys that an issuer is configured with.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds no key that can be used.
+    """
+    if config.jwks_file is not None:
+        text = _read(config.jwks_file, "jwks_file")
+        return FixedKeys(parse_jwks(text, source=f"jwks_file {config.jwks_file}"))
+    if config.shared_secret_file is not None:
+        secret = _read(config.shared_secret_file, "shared_secret_file").rstrip()
+        if len(secret) < MIN_SECRET_BYTES:
+            raise ConfigError(
+                f"shared_secret_file {config.shared_secret_file}: holds {len(secret)} bytes; "
+                f"an HS256 secret has at least {MIN_SECRET_BYTES}"
+            )
+        return SharedSecret(secret)
+    raise ConfigError(f"issuer {config.issuer}: has neither jwks_file nor shared_secret_file")
+
+
+def parse_jwks(text: bytes, *, source: str) -> dict[str | None, jwt.PyJWK]:
+    """The public signature keys of a JSON Web Key Set (RFC 7517) by kid.
+
+    Keys for encryption and of kinds that are not known are left out, as section 5 says.
+
+    Raises:
+        ConfigError: It is no key set, holds a private or symmetric key, a weak key, two
+            keys of one kid, or none that can be used. ``source`` is said in the message.
+    """
+    try:
+        members = json.loads(text)["keys"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f'{source}: is not a JSON Web Key Set, {{"keys": [...]}}') from None
+    if not isinstance(members, list) or not all(isinstance(m, dict) for m in members):
+        raise ConfigError(f"{source}: keys must be a list of JSON Web Keys")
+    keys: dict[str | None, jwt.PyJWK] = {}
+    for position, member in enumerate(members):
+        key = _parse_key(member, source=f"{source}: key {position}")
+        if key is None:
+            continue
+        if key.key_id in keys:
+            raise ConfigError(f"{source}: two keys have the kid {key.key_id!r}")
+        keys[key.key_id] = key
+    if not keys:
+        raise ConfigError(
+            f"{source}: holds no signature key of {', '.join(sorted(ASYMMETRIC_ALGORITHMS))}"
+        )
+    if None in keys and len(keys) > 1:
+        raise ConfigError(f"{source}: with more than one key, each needs a kid")
+    return keys
+
+
+def _parse_key(member: dict[str, Any], *, source: str) -> jwt.PyJWK | None:
+    if _PRIVATE_MEMBERS & member.keys():
+        raise ConfigError(f"{source}: is private or symmetric; a key set holds public keys only")
+    if member.get("use", "sig") != "sig":
+        return None
+    try:
+        key = jwt.PyJWK(member)
+        if key.algorithm_name not in ASYMMETRIC_ALGORITHMS:
+            return None
+        # Also checks that an EC key lies on the curve of its algorithm.
+        material = key.Algorithm.prepare_key(key.key)
+    except (PyJWTError, ValueError, TypeError):
+        return None
+    if isinstance(material, RSAPublicKey) and material.key_size < MIN_RSA_BITS:
+        raise ConfigError(f"{source}: RSA keys have at least {MIN_RSA_BITS} bits")
+    return key
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{field} {path}: cannot be read: {error.strerror}") from None

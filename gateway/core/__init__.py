@@ -1,0 +1,1 @@
+"""The application behind the port: admits videos, runs them on nodes, commits them."""

@@ -1,0 +1,218 @@
+"""The application put together, without its edges; tests and :mod:`gateway.app` share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from gateway.config import GatewayConfig
+from gateway.core.commit import Committer
+from gateway.core.lifetimes import Lifetimes
+from gateway.core.metrics import GatewayMetrics
+from gateway.core.node_run import NodeRun
+from gateway.core.runner import Runner
+from gateway.core.sweeper import Sweeper
+from gateway.core.videos import Videos
+from gateway.fleet.node_link import NodeLinks
+from gateway.fleet.nodes import Fleet
+from gateway.fleet.waiting import WaitingRoom
+from gateway.jobs.store import JobStore, MemoryJobStore
+from gateway.output.artifacts import ArtifactStore, open_store
+from gateway.output.spool import VideoBytes
+from gateway.output.spool_budget import SpoolBudget
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """What the edges and the control-plane streams are hung on."""
+
+    videos: Videos
+    fleet: Fleet
+    lifetimes: Lifetimes
+    sweeper: Sweeper
+    scope: TaskScope
+    """Owns jobs and node streams; its failure is the gateway's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What every part stands on."""
+
+    config: GatewayConfig
+    clock: Clock
+    metrics: GatewayMetrics
+    scope: TaskScope
+    jobs: JobStore
+    artifacts: ArtifactStore
+
+
+@asynccontextmanager
+async def open_core(
+    config: GatewayConfig,
+    *,
+    clock: Clock,
+    registry: CollectorRegistry,
+    jobs: JobStore | None = None,
+    artifacts: ArtifactStore | None = None,
+) -> AsyncIterator[Core]:
+    """Yields the application; leaving stops its jobs and its streams to nodes.
+
+    Raises:
+        ArtifactError: The artifact store cannot be used.
+        OSError: The spool's folder cannot be made.
+    """
+    artifacts = artifacts or open_store(config.artifacts_url)
+    await artifacts.verify(config.gateway_id)
+    config.spool_dir.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        links = NodeLinks(clock=clock)
+        stack.push_async_callback(links.close)
+        scope = await stack.enter_async_context(TaskScope("gateway"))
+        links.spawn_in(scope)
+        stack.callback(links.stop)
+        ground = _Ground(
+            config=config,
+            clock=clock,
+            metrics=GatewayMetrics(registry),
+            scope=scope,
+            jobs=jobs or MemoryJobStore(max_records=config.jobs.max_records),
+            artifacts=artifacts,
+        )
+        threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "spool")
+        stack.callback(threads.shutdown)
+        fleet, waiting = _routing(ground, links)
+        committer = _committer(ground)
+        lifetimes = _lifetimes(ground, fleet, waiting, committer)
+        stack.callback(lifetimes.close)
+        videos = _videos(ground, fleet, waiting, committer, lifetimes, threads)
+        _watch_figures(ground, fleet, waiting, lifetimes, videos)
+        yield Core(
+            videos=videos,
+            fleet=fleet,
+            lifetimes=lifetimes,
+            sweeper=_sweeper(ground),
+            scope=scope,
+        )
+
+
+def _routing(ground: _Ground, links: NodeLinks) -> tuple[Fleet, WaitingRoom]:
+    fleet = Fleet(open_link=links.open, default_model=ground.config.default_model)
+    waiting = WaitingRoom(
+        fleet=fleet,
+        clock=ground.clock,
+        scope=ground.scope,
+        max_waiting=ground.config.runs.max_waiting,
+    )
+    links.on_change = fleet.link_changed
+    fleet.on_change = waiting.pump
+    return fleet, waiting
+
+
+def _committer(ground: _Ground) -> Committer:
+    return Committer(
+        jobs=ground.jobs,
+        artifacts=ground.artifacts,
+        clock=ground.clock,
+        scope=ground.scope,
+        metrics=ground.metrics,
+        retention_s=ground.config.artifacts.retention_s,
+    )
+
+
+def _lifetimes(
+    ground: _Ground, fleet: Fleet, waiting: WaitingRoom, committer: Committer
+) -> Lifetimes:
+    runs = ground.config.runs
+    node_run = NodeRun(
+        clock=ground.clock,
+        accept_timeout_s=runs.accept_timeout_s,
+        silence_timeout_s=runs.silence_timeout_s,
+    )
+    runner = Runner(
+        fleet=fleet,
+        waiting=waiting,
+        committer=committer,
+        node_run=node_run,
+        clock=ground.clock,
+        metrics=ground.metrics,
+        max_tries=runs.max_tries,
+    )
+    return Lifetimes(
+        runner=runner,
+        waiting=waiting,
+        committer=committer,
+        clock=ground.clock,
+        scope=ground.scope,
+        client_grace_s=runs.client_grace_s,
+        linger_s=runs.linger_s,
+    )
+
+
+def _videos(
+    ground: _Ground,
+    fleet: Fleet,
+    waiting: WaitingRoom,
+    committer: Committer,
+    lifetimes: Lifetimes,
+    threads: Executor,
+) -> Videos:
+    config = ground.config
+    budget = SpoolBudget(
+        max_bytes=config.spool.max_bytes,
+        max_bytes_per_video=config.spool.max_bytes_per_video,
+        patience_s=config.spool.patience_s,
+        clock=ground.clock,
+    )
+    new_bytes = partial(
+        VideoBytes,
+        directory=config.spool_dir,
+        memory_bytes=config.spool.memory_bytes_per_video,
+        budget=budget,
+        executor=threads,
+    )
+    ground.metrics.watch_figure(
+        "spool_bytes", "Bytes in spool files.", lambda: float(budget.used_bytes)
+    )
+    return Videos(
+        region=config.region,
+        gateway_id=config.gateway_id,
+        fleet=fleet,
+        waiting=waiting,
+        lifetimes=lifetimes,
+        committer=committer,
+        jobs=ground.jobs,
+        artifacts=ground.artifacts,
+        new_bytes=new_bytes,
+        clock=ground.clock,
+        metrics=ground.metrics,
+        max_lifetime_s=config.runs.max_lifetime_s,
+    )
+
+
+def _watch_figures(
+    ground: _Ground, fleet: Fleet, waiting: WaitingRoom, lifetimes: Lifetimes, videos: Videos
+) -> None:
+    watch = ground.metrics.watch_figure
+    watch("jobs_live", "Jobs that have not ended.", lambda: float(lifetimes.live))
+    watch("jobs_waiting", "Jobs that wait for a node.", lambda: float(len(waiting)))
+    watch("predicted_wait_seconds", "Wait of a job for the default model.", videos.predicted_wait_s)
+    watch("nodes", "Nodes known.", lambda: float(sum(1 for _ in fleet.links)))
+    watch("ready_workers", "Workers that take work.", lambda: float(fleet.ready_workers))
+
+
+def _sweeper(ground: _Ground) -> Sweeper:
+    return Sweeper(
+        jobs=ground.jobs,
+        artifacts=ground.artifacts,
+        clock=ground.clock,
+        retention_s=ground.config.artifacts.retention_s,
+        interval_s=ground.config.artifacts.sweep_interval_s,
+    )

@@ -1,0 +1,255 @@
+"""How a job ends: the terminal write decides, and whoever loses it relays the winner's.
+
+The order is fixed: the artifact is written under a key of its own, the record is
+swapped to COMPLETED (the commit point), readers are told, the node may forget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from grpc import aio
+from reelmesh.v1 import job_service_pb2, node_service_pb2, video_pb2
+
+from gateway.core.execution import Execution
+from gateway.core.metrics import GatewayMetrics
+from gateway.core.node_run import Fault
+from gateway.fleet.node_link import NodeLink
+from gateway.jobs import records
+from gateway.jobs.store import JobStore
+from gateway.output.artifacts import ArtifactError, ArtifactStore, artifact_key
+from gateway.output.spool_budget import SpoolFull
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+_log = structlog.get_logger("gateway.commit")
+
+# An object store that answers 503 now often answers within a second or two.
+_WRITE_DELAYS_S: Final = (0.2, 1.0, 3.0)
+_NODE_CALL_TIMEOUT_S: Final = 2.0
+# What nobody waits for is done when the last event is on its way: each takes a while of
+# the one loop that also ends the client's stream.
+_AFTER_ANSWERS_S: Final = 0.005
+_NODE_CALL_DELAYS_S: Final = (0.5, 1.0, 2.0, 4.0)
+
+_STATES: Final = {
+    video_pb2.VIDEO_STATUS_COMPLETED: "completed",
+    video_pb2.VIDEO_STATUS_FAILED: "failed",
+    video_pb2.VIDEO_STATUS_CANCELLED: "cancelled",
+}
+
+
+class Committer:
+    """Makes records terminal and clears up after the loser.
+
+    Args:
+        scope: Owns what goes on after an answer: releasing, cancelling and deleting.
+        retention_s: How long a terminal record and its artifact are kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        artifacts: ArtifactStore,
+        clock: Clock,
+        scope: TaskScope,
+        metrics: GatewayMetrics,
+        retention_s: float,
+    ) -> None:
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._clock = clock
+        self._scope = scope
+        self._metrics = metrics
+        self._retention_s = retention_s
+        self._pending: set[asyncio.Task[None]] = set()
+
+    # --- the ends ---
+
+    async def complete(
+        self, execution: Execution, link: NodeLink, event: node_service_pb2.NodeEvent
+    ) -> Fault | None:
+        """Commits a finished video; None once the job's record is terminal."""
+        # From here on a cancel only writes the record: a stopped upload would leave
+        # an artifact that nobody knows of.
+        execution.committing = True
+        try:
+            fault = await self._commit(execution, event)
+        finally:
+            execution.committing = False
+        self._later("release", self._release, link, execution)
+        return fault
+
+    async def _commit(
+        self, execution: Execution, event: node_service_pb2.NodeEvent
+    ) -> Fault | None:
+        spooled = execution.log.spooled
+        result = video_pb2.CompletedEvent()
+        result.CopyFrom(event.completed)
+        try:
+            sha256 = await spooled.seal()
+        except (SpoolFull, OSError) as error:
+            _log.error("spool failed", job_id=execution.video_id, error=str(error))
+            return _OWN_DISK
+        if not spooled.size or (sha256, spooled.size) != (result.sha256, result.size_bytes):
+            return Fault("corrupt_video", "the video's bytes did not match their checksum")
+        result.attempt = event.attempt
+        result.cache = video_pb2.CACHE_STATUS_MISS
+        key = artifact_key(execution.video_id, event.attempt)
+        if not await self._write(key, execution):
+            return _NO_STORE
+        record = records.completed(
+            execution.record,
+            result,
+            artifact_key=key,
+            now_s=self._clock.wall(),
+            retention_s=self._retention_s,
+        )
+        standing = await self._settle(execution, record)
+        if standing is None or standing.artifact_key != key:
+            self.discard(key)
+        else:
+            spooled.rebase(partial(self._artifacts.read, key))
+            execution.log.settle_memory()
+        return None
+
+    async def fail(self, execution: Execution, error: video_pb2.FailedEvent) -> None:
+        """Ends a job as failed, unless it has ended already."""
+        record = records.failed(
+            execution.record, error, now_s=self._clock.wall(), retention_s=self._retention_s
+        )
+        await self._settle(execution, record)
+
+    async def cancel(self, execution: Execution, reason: str) -> None:
+        """Ends a job as cancelled, unless it has ended already."""
+        record = records.cancelled(
+            execution.record, reason, now_s=self._clock.wall(), retention_s=self._retention_s
+        )
+        await self._settle(execution, record)
+
+    async def _settle(
+        self, execution: Execution, record: job_service_pb2.JobRecord
+    ) -> job_service_pb2.JobRecord | None:
+        """The first terminal write wins; answers the record that stands, None if deleted."""
+        standing = await self._jobs.finish(record)
+        first = not execution.ended.is_set()
+        # Deleted under way: readers still get an end, this one.
+        execution.finish(standing or record)
+        if first:
+            video = execution.record.video
+            lasted_ns = video.completed_at.ToNanoseconds() - video.created_at.ToNanoseconds()
+            self._metrics.ended(
+                _STATES[video.status],
+                video.error.code,
+                max(lasted_ns, 0) / 1e9,
+                video.result.size_bytes,
+            )
+            self._later("log", self._log_end, video)
+        return standing
+
+    async def _log_end(self, video: video_pb2.Video) -> None:
+        await self._clock.sleep(_AFTER_ANSWERS_S)
+        _log.info("job ended", job_id=video.id, state=_STATES[video.status], cause=video.error.code)
+
+    # --- what goes on after an answer ---
+
+    def _later(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        task = self._scope.spawn(self._supervise(name, work, *args), name=name)
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def _supervise(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        # Takes no coroutine: one whose task is cancelled before its first step is a warning.
+        try:
+            await work(*args)
+        except Exception:  # noqa: BLE001 - a supervisor: nobody's video depends on it any more
+            _log.exception("clearing up failed", step=name)
+
+    async def flush(self, limit_s: float) -> None:
+        """Waits until nodes and store have heard of what ended, but no longer than that."""
+        if self._pending:
+            await asyncio.wait(self._pending, timeout=limit_s)
+
+    # --- the artifact ---
+
+    async def _write(self, key: str, execution: Execution) -> bool:
+        for delay_s in (*_WRITE_DELAYS_S, None):
+            try:
+                await self._artifacts.put(key, execution.log.spooled.finished())
+            except ArtifactError as error:
+                _log.warning("artifact not written", job_id=execution.video_id, error=str(error))
+                if delay_s is None:
+                    break
+                await self._clock.sleep(delay_s)
+            else:
+                return True
+        return False
+
+    def discard(self, key: str) -> None:
+        """Deletes an artifact that no record names, in the background."""
+        self._later("discard", self._discard, key)
+
+    async def _discard(self, key: str) -> None:
+        try:
+            await self._artifacts.delete(key)
+        except ArtifactError as error:
+            # The sweeper collects what nobody refers to.
+            _log.warning("artifact not deleted", error=str(error))
+
+    # --- the node ---
+
+    async def _release(self, link: NodeLink, execution: Execution) -> None:
+        await self._clock.sleep(_AFTER_ANSWERS_S)
+        request = node_service_pb2.ReleaseRequest(job_id=execution.video_id, epoch=execution.epoch)
+        await self._tell(
+            lambda: link.stub.Release(request, timeout=_NODE_CALL_TIMEOUT_S), what="release"
+        )
+
+    def stop_at_node(self, link: NodeLink, execution: Execution, reason: str) -> None:
+        """Has the node stop the job's run, in the background."""
+        self._later("stop", self._stop, link, execution, reason)
+
+    async def _stop(self, link: NodeLink, execution: Execution, reason: str) -> None:
+        request = node_service_pb2.CancelRequest(
+            job_id=execution.video_id, epoch=execution.epoch, reason=reason
+        )
+        await self._tell(
+            lambda: link.stub.Cancel(request, timeout=_NODE_CALL_TIMEOUT_S), what="cancel"
+        )
+
+    async def _tell(self, call: Callable[[], Awaitable[object]], *, what: str) -> None:
+        for delay_s in (*_NODE_CALL_DELAYS_S, None):
+            try:
+                await call()
+            except aio.AioRpcError as error:
+                if delay_s is None:
+                    # The node lets go by itself after its grace time.
+                    _log.warning("node not told", what=what, code=error.code().name)
+                    return
+                await self._clock.sleep(delay_s)
+            except aio.UsageError:
+                # The node has left the fleet, its channel is closed.
+                return
+            else:
+                return
+
+
+_OWN_DISK = Fault(
+    "spool_failed",
+    "the gateway could not keep the video's bytes",
+    retryable=False,
+    of_node=False,
+    client_may_retry=True,
+)
+_NO_STORE = Fault(
+    "artifact_store",
+    "the finished video could not be stored",
+    retryable=False,
+    of_node=False,
+    client_may_retry=True,
+)

@@ -1,0 +1,91 @@
+"""One job on its way, as its gateway holds it: the record so far, its events, its run."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from reelmesh.v1 import job_service_pb2, video_pb2
+
+from gateway.fleet.node_link import NodeLink
+from gateway.fleet.waiting import Ticket
+from gateway.jobs.records import last_attempt
+from gateway.output.event_log import EventLog, terminal_event
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Execution:
+    """A job between its admission and some time after its end."""
+
+    record: job_service_pb2.JobRecord
+    """As admitted, with status and attempts as they now are; terminal once ended."""
+    log: EventLog
+    ticket: Ticket
+    deadline_at_s: float
+    """Monotonic."""
+    keep: bool
+    """Runs on when nobody watches."""
+    progress_percent: int = 0
+    link: NodeLink | None = None
+    """The node that holds its run now."""
+    task: asyncio.Task[None] | None = None
+    committing: bool = False
+    """The video is whole and is being written: no longer stopped, the record decides."""
+    grace: asyncio.Task[None] | None = None
+    """Cancels it when nobody watches for too long."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def video_id(self) -> str:
+        """The video's id."""
+        return self.record.video.id
+
+    @property
+    def epoch(self) -> int:
+        """The owner's epoch."""
+        return self.record.epoch
+
+    @property
+    def spec(self) -> video_pb2.ResolvedSpec:
+        """What to draw."""
+        return self.record.video.spec
+
+    def set_status(self, status: video_pb2.VideoStatus.ValueType) -> None:
+        """Says whether it waits or runs; nothing once it has ended."""
+        if not self.ended.is_set():
+            self.record.video.status = status
+
+    def begin_attempt(self, attempt: int, try_: int, node_id: str, now_s: float) -> None:
+        """Notes that a node was given the job."""
+        entry = self.record.attempts.add(
+            attempt=attempt, epoch=self.epoch, **{"try": try_}, node_id=node_id
+        )
+        entry.started_at.FromNanoseconds(int(now_s * 1e9))
+
+    def end_attempt(self, cause: str) -> None:
+        """Notes why the newest attempt is no more."""
+        if self.record.attempts:
+            self.record.attempts[-1].cause = cause
+
+    def drop_attempt(self) -> None:
+        """A node would not take it: that counts as no attempt."""
+        del self.record.attempts[-1]
+
+    def finish(self, standing: job_service_pb2.JobRecord) -> None:
+        """Takes the terminal record that stands and tells all readers."""
+        if self.ended.is_set():
+            return
+        self.record = standing
+        self.progress_percent = standing.video.progress_percent
+        self.ended.set()
+        event = terminal_event(standing.video, last_attempt(standing))
+        if event is not None:
+            self.log.finish(event)
+
+    def video(self) -> video_pb2.Video:
+        """The video as it now stands."""
+        video = video_pb2.Video()
+        video.CopyFrom(self.record.video)
+        video.progress_percent = self.progress_percent
+        video.attempts = len(self.record.attempts)
+        return video

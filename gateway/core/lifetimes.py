@@ -1,0 +1,196 @@
+"""How long executions live: their tasks, deadlines, absent clients, and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import partial
+
+import structlog
+from reelmesh.v1 import video_pb2
+
+from gateway.core.commit import Committer
+from gateway.core.execution import Execution
+from gateway.core.runner import Runner
+from gateway.fleet.waiting import WaitingRoom
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+# What drain gives nodes and the artifact store to hear of the end, beyond its limit.
+_FLUSH_S = 2.0
+
+_BROKEN = video_pb2.FailedEvent(
+    code="internal", message="the gateway failed to run this video", retryable=True
+)
+
+_log = structlog.get_logger("gateway.lifetimes")
+
+
+class Lifetimes:
+    """The executions that this gateway owns, from admission until nobody needs them.
+
+    Args:
+        scope: Owns each job's task.
+        client_grace_s: How long a job that nobody keeps runs on unwatched.
+        linger_s: How long an ended one is kept, for readers that come back.
+    """
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        waiting: WaitingRoom,
+        committer: Committer,
+        clock: Clock,
+        scope: TaskScope,
+        client_grace_s: float,
+        linger_s: float,
+    ) -> None:
+        self._runner = runner
+        self._waiting = waiting
+        self._committer = committer
+        self._clock = clock
+        self._scope = scope
+        self._client_grace_s = client_grace_s
+        self._linger_s = linger_s
+        self._executions: dict[str, Execution] = {}
+        self._lingering: deque[tuple[float, str]] = deque()
+        self._live = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+        self.draining = False
+
+    @property
+    def live(self) -> int:
+        """Jobs that have not ended."""
+        return self._live
+
+    def get(self, video_id: str) -> Execution | None:
+        """The execution of a video that is live or ended a short while ago."""
+        self._prune()
+        return self._executions.get(video_id)
+
+    def forget(self, video_id: str) -> None:
+        """Drops a deleted one; those who read it read on."""
+        self._executions.pop(video_id, None)
+
+    # --- a life ---
+
+    def begin(self, execution: Execution) -> None:
+        """Starts the job."""
+        self._executions[execution.video_id] = execution
+        self._live += 1
+        self._idle.clear()
+        execution.log.on_readers = partial(self._readers_changed, execution)
+        left_s = execution.deadline_at_s - self._clock.monotonic()
+        deadline = self._scope.spawn(
+            self._expire(execution, left_s), name=f"deadline/{execution.video_id}"
+        )
+        execution.task = self._scope.spawn(
+            self._supervise(execution), name=f"job/{execution.video_id}"
+        )
+        # No finally inside the task: one that is cancelled before its first step runs none.
+        execution.task.add_done_callback(lambda _task: self._end(execution, deadline))
+        if not execution.keep:
+            self._readers_changed(execution, 0)
+
+    async def _supervise(self, execution: Execution) -> None:
+        try:
+            await self._runner.run(execution)
+        except Exception:  # noqa: BLE001 - the supervisor of jobs: one job's bug ends that job
+            _log.exception("job broke off", job_id=execution.video_id)
+            await self._committer.fail(execution, _BROKEN)
+
+    def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
+        deadline.cancel()
+        self._waiting.abandon(execution.ticket)
+        self._live -= 1
+        if not self._live:
+            self._idle.set()
+        if execution.grace is not None:
+            execution.grace.cancel()
+            execution.grace = None
+        self._lingering.append((self._clock.monotonic() + self._linger_s, execution.video_id))
+        self._prune()
+
+    def _prune(self) -> None:
+        """Drops those that ended long enough ago."""
+        now_s = self._clock.monotonic()
+        while self._lingering and self._lingering[0][0] <= now_s:
+            self._executions.pop(self._lingering.popleft()[1], None)
+
+    async def _expire(self, execution: Execution, left_s: float) -> None:
+        await self._clock.sleep(left_s)
+        error = video_pb2.FailedEvent(
+            code="deadline_exceeded", message="the job's deadline passed", retryable=True
+        )
+        await self._committer.fail(execution, error)
+        self._stop(execution, "deadline")
+
+    # --- ends from outside ---
+
+    async def cancel(self, execution: Execution, reason: str) -> None:
+        """Makes the job cancelled unless it has ended, and stops its run."""
+        await self._committer.cancel(execution, reason)
+        self._stop(execution, reason)
+
+    def _stop(self, execution: Execution, reason: str) -> None:
+        if execution.task is None or execution.task.done() or execution.committing:
+            return
+        if execution.link is not None:
+            self._committer.stop_at_node(execution.link, execution, reason)
+        execution.task.cancel()
+
+    # --- clients that leave ---
+
+    def keep(self, execution: Execution) -> None:
+        """From now on the job runs whether anybody watches or not."""
+        execution.keep = True
+        if execution.grace is not None:
+            execution.grace.cancel()
+            execution.grace = None
+
+    def _readers_changed(self, execution: Execution, readers: int) -> None:
+        if execution.keep or execution.ended.is_set():
+            return
+        if readers and execution.grace is not None:
+            execution.grace.cancel()
+            execution.grace = None
+        elif not readers and execution.grace is None and not self._closed:
+            execution.grace = self._scope.spawn(
+                self._miss(execution), name=f"grace/{execution.video_id}"
+            )
+
+    async def _miss(self, execution: Execution) -> None:
+        await self._clock.sleep(self._client_grace_s)
+        execution.grace = None
+        await self.cancel(execution, "disconnected")
+
+    # --- shutdown ---
+
+    async def drain(self, limit_s: float) -> None:
+        """Admits nothing more, waits for live jobs to end, and fails those that do not."""
+        self.draining = True
+        waiting = self._scope.spawn(self._idle.wait(), name="drain", fatal=False)
+        timer = self._scope.spawn(self._clock.sleep(limit_s), name="drain-limit", fatal=False)
+        await asyncio.wait([waiting, timer], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        timer.cancel()
+        left = [e for e in self._executions.values() if not e.ended.is_set()]
+        if left:
+            _log.warning("jobs given up", jobs=len(left))
+        for execution in left:
+            error = video_pb2.FailedEvent(
+                code="gateway_stopped",
+                message="the gateway was shut down before the video was done",
+                retryable=True,
+            )
+            await self._committer.fail(execution, error)
+            self._stop(execution, "gateway_stopped")
+        await self._committer.flush(_FLUSH_S)
+
+    def close(self) -> None:
+        """Starts nothing more; the scope is about to cancel what is left."""
+        self.draining = self._closed = True
+        self._waiting.close()

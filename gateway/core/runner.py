@@ -1,0 +1,164 @@
+"""Runs a job: place, run, and again on another node while the cause is not the job's.
+
+One task per job. It ends when the job's record is terminal, or when it is cancelled by
+whoever made the record terminal.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import structlog
+from opentelemetry import trace
+from reelmesh.v1 import node_service_pb2, video_pb2
+
+from gateway.core.commit import Committer
+from gateway.core.execution import Execution
+from gateway.core.metrics import GatewayMetrics
+from gateway.core.node_run import Busy, Fault, NodeRun
+from gateway.fleet.ejection import EJECT_S, RetryBudget, may_eject
+from gateway.fleet.node_link import NodeLink
+from gateway.fleet.nodes import Fleet
+from gateway.fleet.waiting import Ticket, WaitingRoom
+from gateway.jobs.attempts import ordinal_of
+from reelkit.clock import Clock
+
+_log = structlog.get_logger("gateway.runner")
+_tracer = trace.get_tracer("gateway")
+
+# A second worker that dies under a job shows that the job kills workers.
+_WORKER_DEATHS_OF_POISON = 2
+
+
+@dataclass(slots=True)
+class _Course:
+    """What a job's tries so far have shown."""
+
+    ticket: Ticket
+    worker_deaths: int = 0
+
+
+class Runner:
+    """Takes executions from admission to their end."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        waiting: WaitingRoom,
+        committer: Committer,
+        node_run: NodeRun,
+        clock: Clock,
+        metrics: GatewayMetrics,
+        max_tries: int,
+    ) -> None:
+        self._fleet = fleet
+        self._waiting = waiting
+        self._committer = committer
+        self._node_run = node_run
+        self._clock = clock
+        self._metrics = metrics
+        self._max_tries = max_tries
+        self._retries = RetryBudget()
+
+    async def run(self, execution: Execution) -> None:
+        """Runs the job until its record is terminal.
+
+        Cancellation gives up the node's stream and its place in the line; the run at
+        the node is not cancelled by that.
+        """
+        course = _Course(execution.ticket)
+        for try_ in itertools.count(1):
+            fault = await self._try(execution, course, try_)
+            if fault is None:
+                return
+            _log.info("try failed", job_id=execution.video_id, attempt=try_, cause=fault.code)
+            if self._is_last(fault, course, try_):
+                await self._committer.fail(execution, self._verdict(fault, course, try_))
+                return
+            execution.log.begin(ordinal_of(execution.epoch, try_ + 1), fault.code)
+            await self._await_retry_budget()
+
+    async def _try(self, execution: Execution, course: _Course, try_: int) -> Fault | None:
+        """One try, placed as often as nodes are found full; None: the record is terminal."""
+        attempt = ordinal_of(execution.epoch, try_)
+        while True:
+            execution.set_status(video_pb2.VIDEO_STATUS_QUEUED)
+            link = await self._waiting.place(course.ticket)
+            execution.link = link
+            execution.begin_attempt(attempt, try_, link.node_id, self._clock.wall())
+            if try_ == 1:
+                self._retries.note_start(self._clock.monotonic())
+            try:
+                outcome = await self._run_at(execution, link, try_, attempt)
+                if isinstance(outcome, Busy):
+                    execution.drop_attempt()
+                    self._metrics.placed("busy")
+                    self._waiting.busy(link, execution.video_id)
+                    continue
+            finally:
+                execution.link = None
+                self._waiting.leave(link, execution.video_id)
+            self._note_end(link, outcome)
+            if outcome is not None:
+                execution.end_attempt(outcome.code)
+                self._learn(course, link, outcome)
+            return outcome
+
+    async def _run_at(
+        self, execution: Execution, link: NodeLink, try_: int, attempt: int
+    ) -> Busy | Fault | None:
+        with _tracer.start_as_current_span("gateway.run"):
+            outcome = await self._node_run.run(execution, link, try_, attempt)
+        if isinstance(outcome, node_service_pb2.NodeEvent):
+            return await self._committer.complete(execution, link, outcome)
+        return outcome
+
+    def _learn(self, course: _Course, link: NodeLink, fault: Fault) -> None:
+        ask = course.ticket.ask
+        if fault.code == "worker_died":
+            course.worker_deaths += 1
+        course.ticket.ask = replace(
+            ask, avoid=ask.avoid | {link.node_id}, alone=course.worker_deaths > 0
+        )
+
+    def _is_last(self, fault: Fault, course: _Course, try_: int) -> bool:
+        poison = course.worker_deaths >= _WORKER_DEATHS_OF_POISON
+        return not fault.retryable or poison or try_ >= self._max_tries
+
+    def _verdict(self, fault: Fault, course: _Course, try_: int) -> video_pb2.FailedEvent:
+        if not fault.retryable:
+            return video_pb2.FailedEvent(
+                code=fault.code, message=fault.message, retryable=fault.client_may_retry
+            )
+        if course.worker_deaths >= _WORKER_DEATHS_OF_POISON:
+            return video_pb2.FailedEvent(
+                code="poison",
+                message="two workers died while they made this video; it is not tried again",
+            )
+        return video_pb2.FailedEvent(
+            code=fault.code,
+            message=f"gave up after {try_} tries; the last one ended because {fault.message}",
+            retryable=True,
+        )
+
+    async def _await_retry_budget(self) -> None:
+        while (delay_s := self._retries.take(self._clock.monotonic())) > 0:
+            await self._clock.sleep(delay_s)
+
+    def _note_end(self, link: NodeLink, fault: Fault | None) -> None:
+        now_s = self._clock.monotonic()
+        of_node = fault is not None and fault.of_node
+        link.failures.note(now_s, failed=of_node)
+        if fault is None or not of_node:
+            self._metrics.placed("ended")
+            return
+        self._metrics.node_failed(fault.code)
+        ejected = sum(now_s < other.ejected_until_s for other in self._fleet.links)
+        nodes = sum(1 for _ in self._fleet.links)
+        if link.failures.too_high(now_s) and may_eject(ejected=ejected, nodes=nodes):
+            _log.warning("node ejected", node=link.node_id, seconds=EJECT_S)
+            self._metrics.node_ejected()
+            link.eject(now_s + EJECT_S)
+            self._waiting.wake_after(EJECT_S)

@@ -1,0 +1,1 @@
+"""What both edges share: limits, metrics, the table of errors."""

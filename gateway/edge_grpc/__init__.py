@@ -1,0 +1,1 @@
+"""The gRPC edge: translates between grpc and the application port."""

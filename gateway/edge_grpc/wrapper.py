@@ -1,0 +1,179 @@
+"""What surrounds every RPC of ours: trace, metrics, token, scope, and rich errors.
+
+A plain wrapper around each handler, not an interceptor: an interceptor of a streaming
+RPC would touch every message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from grpc import aio
+from opentelemetry import trace
+
+from gateway import errors
+from gateway.application import Caller
+from gateway.auth import access
+from gateway.auth.errors import MalformedToken
+from gateway.auth.tokens import TokenVerifier
+from gateway.edge.metrics import EdgeMetrics
+from gateway.edge_grpc.decode import Undecodable, deserializer
+from gateway.edge_grpc.status import internal_status, rich_status
+from reelkit.clock import Clock
+from reelkit.tracing import context_from_metadata
+
+_log = structlog.get_logger("gateway.grpc")
+_tracer = trace.get_tracer("gateway.grpc")
+
+Context = Any  # aio.ServicerContext is generic in the stubs and not at run time
+Write = Callable[[Any], Awaitable[None]]
+Unary = Callable[[Caller, Any], Awaitable[Message]]
+Streaming = Callable[[Caller, Any, Write], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One RPC: its full name, what it reads and who answers it."""
+
+    endpoint: str
+    request: type[Message]
+    unary: Unary | None = None
+    streaming: Streaming | None = None
+
+
+class GrpcEdge:
+    """Makes guarded grpc handlers of application calls."""
+
+    def __init__(
+        self,
+        *,
+        verifier: TokenVerifier,
+        metrics: EdgeMetrics,
+        clock: Clock,
+        max_message_bytes: int,
+    ) -> None:
+        self._verifier = verifier
+        self._metrics = metrics
+        self._clock = clock
+        self._max_message_bytes = max_message_bytes
+
+    def handler(self, rpc: Rpc) -> grpc.RpcMethodHandler[Any, Any]:
+        """The guarded handler of an RPC.
+
+        Raises:
+            UnlistedEndpoint: The access table does not name it.
+        """
+        scope = access.required_scope(rpc.endpoint)
+        if scope is None:
+            raise access.UnlistedEndpoint(f"{rpc.endpoint} needs a scope in the access table")
+        decode = deserializer(rpc.request, max_bytes=self._max_message_bytes)
+        if rpc.streaming is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                self._guarded(rpc.endpoint, scope, _answer_stream(rpc.streaming)),
+                request_deserializer=decode,
+                response_serializer=_serialize,
+            )
+        if rpc.unary is None:
+            raise TypeError(f"{rpc.endpoint} has no handler")
+        return grpc.unary_unary_rpc_method_handler(
+            self._guarded(rpc.endpoint, scope, _answer_unary(rpc.unary)),
+            request_deserializer=decode,
+            response_serializer=_serialize,
+        )
+
+    def _guarded(
+        self,
+        endpoint: str,
+        scope: access.Scope,
+        answer: Callable[[Caller, Any, Context], Awaitable[Message | None]],
+    ) -> Callable[[Any, Context], Awaitable[Message | None]]:
+        async def guarded(request: Any, context: Context) -> Message | None:
+            metadata = context.invocation_metadata()
+            span = _tracer.start_as_current_span(
+                endpoint[1:],
+                context=context_from_metadata(metadata),
+                kind=trace.SpanKind.SERVER,
+                attributes={"rpc.system": "grpc"},
+                record_exception=False,
+            )
+            with span as current, self._measured(endpoint) as outcome:
+                try:
+                    caller = await self._verifier.verify(_authorization(metadata))
+                    access.require(caller, scope)
+                    if isinstance(request, Undecodable):
+                        raise request.error
+                    answered = await answer(caller, request, context)
+                except errors.GatewayError as error:
+                    status = rich_status(error)
+                except Exception:  # noqa: BLE001 - the process's boundary: logged, told bare
+                    _log.exception("unexpected error", rpc=endpoint)
+                    status = internal_status()
+                else:
+                    outcome.code = grpc.StatusCode.OK.name
+                    return answered
+                outcome.code = status.code.name
+                current.set_attribute("rpc.grpc.status_code", status.code.value[0])
+                await context.abort(status.code, status.details, status.trailing_metadata)
+                return None
+
+        return guarded
+
+    def _measured(self, endpoint: str) -> _Measured:
+        return _Measured(self._metrics, self._clock, endpoint)
+
+
+class _Measured:
+    """Counts one call; what ends without a status was cancelled by its client."""
+
+    def __init__(self, metrics: EdgeMetrics, clock: Clock, endpoint: str) -> None:
+        self.code = grpc.StatusCode.CANCELLED.name
+        self._metrics = metrics
+        self._clock = clock
+        self._labels = {"protocol": "grpc", "route": endpoint, "method": "POST"}
+        self._started_s = clock.monotonic()
+
+    def __enter__(self) -> Self:
+        self._metrics.started(**self._labels)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        seconds = self._clock.monotonic() - self._started_s
+        self._metrics.ended(**self._labels, code=self.code, seconds=seconds)
+
+
+def _answer_unary(
+    unary: Unary,
+) -> Callable[[Caller, Any, Context], Awaitable[Message | None]]:
+    async def answer(caller: Caller, request: Any, _context: Context) -> Message | None:
+        return await unary(caller, request)
+
+    return answer
+
+
+def _answer_stream(
+    streaming: Streaming,
+) -> Callable[[Caller, Any, Context], Awaitable[Message | None]]:
+    async def answer(caller: Caller, request: Any, context: Context) -> Message | None:
+        # H.264 does not get smaller, and the CPU is the gateway's scarcest good.
+        context.set_compression(grpc.Compression.NoCompression)
+        await streaming(caller, request, context.write)
+        return None
+
+    return answer
+
+
+def _serialize(message: Message | bytes) -> bytes:
+    # Events come encoded; see VideoApplication.watch_encoded.
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+def _authorization(metadata: aio.Metadata | tuple[tuple[str, Any], ...] | None) -> str | None:
+    values = [value for key, value in metadata or () if key == "authorization"]
+    if len(values) > 1:
+        raise MalformedToken("send one authorization entry, not several")
+    return str(values[0]) if values else None

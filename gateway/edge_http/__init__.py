@@ -1,0 +1,1 @@
+"""The HTTP edge: translates between aiohttp and the application port."""

@@ -1,0 +1,275 @@
+"""One node as this gateway sees it: its channel, its last status and what was sent since.
+
+The status comes over a ``WatchStatus`` stream that is held to every node. While that
+stream is broken the node is no candidate, whatever anybody else says of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from grpc import aio
+from reelmesh.v1 import control_plane_service_pb2, node_pb2, node_service_pb2
+from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
+
+from gateway.fleet.ejection import FailureRate
+from gateway.fleet.placement import ModelKey, NodeView
+from gateway.output.wire import NodeChunk, decode_run_response
+from reelkit.clock import Clock
+from reelkit.rpc import internal_channel
+from reelkit.tasks import TaskScope, retry_forever
+
+if TYPE_CHECKING:
+    # Exists in the stubs alone.
+    from reelmesh.v1.node_service_pb2_grpc import NodeServiceAsyncStub
+
+    RunCall = aio.UnaryStreamMultiCallable[
+        node_service_pb2.RunRequest, node_service_pb2.RunResponse | NodeChunk
+    ]
+
+
+_LIVE_WORKERS = (node_pb2.WORKER_STATE_IDLE, node_pb2.WORKER_STATE_BUSY)
+
+# A node that answered BUSY is left alone until its next status, or for this long where
+# that status was lost on the way.
+BUSY_HOLD_S = 1.0
+
+# The status comes at once on a sound node.
+FIRST_STATUS_S = 5.0
+
+
+class StreamBroken(Exception):  # noqa: N818 - named for what happened
+    """A long-lived stream ended with an error; says which in one line."""
+
+
+def broken(error: aio.AioRpcError | TimeoutError) -> StreamBroken:
+    """The error in one line, without grpc's debugging text."""
+    if isinstance(error, aio.AioRpcError):
+        return StreamBroken(f"{error.code().name}: {error.details()}")
+    return StreamBroken("no word in time")
+
+
+class NodeLink:
+    """The gateway's end of one node.
+
+    Args:
+        record: What the control plane knows of the node.
+        channel: Kept open, and so warm, for as long as the link lives.
+        clock: For ejection and the hold after BUSY.
+        on_change: Called with the link after each change of what :meth:`view` says.
+    """
+
+    def __init__(
+        self,
+        record: control_plane_service_pb2.NodeRecord,
+        *,
+        channel: aio.Channel,
+        clock: Clock,
+        on_change: Callable[[NodeLink], None],
+        on_close: Callable[[NodeLink], None],
+    ) -> None:
+        self.record = record
+        self.channel = channel
+        self.stub: NodeServiceAsyncStub = NodeServiceStub(channel)
+        self.run: RunCall = channel.unary_stream(
+            "/reelmesh.v1.NodeService/Run",
+            request_serializer=node_service_pb2.RunRequest.SerializeToString,
+            response_deserializer=decode_run_response,
+        )
+        """``stub.Run``, but chunks come as :class:`gateway.output.wire.NodeChunk`."""
+        self.status: node_pb2.NodeStatus | None = None
+        self.connected = False
+        self.ejected_until_s = 0.0
+        self.failures = FailureRate()
+        self._clock = clock
+        self._on_change = on_change
+        self._on_close = on_close
+        self._sent: dict[str, float] = {}
+        self._reported: frozenset[str] = frozenset()
+        self._busy_until_s = 0.0
+        self._alone: str | None = None
+        self._view: NodeView | None = None
+
+    @property
+    def node_id(self) -> str:
+        """The node's id."""
+        return self.record.node_id
+
+    # --- its stream ---
+
+    async def watch(self) -> None:
+        """Follows the node's status until its stream breaks.
+
+        Raises:
+            StreamBroken: It did, or the node takes the stream and says nothing; the node
+                is not routable until the next stream brings a status.
+        """
+        call = self.stub.WatchStatus(node_service_pb2.WatchStatusRequest())
+        try:
+            async with asyncio.timeout(FIRST_STATUS_S):
+                response = await call.read()
+            # Later silence is no fault: the channel's pings tell a quiet node from a cut.
+            while isinstance(response, node_service_pb2.WatchStatusResponse):
+                self._take(response.status)
+                response = await call.read()
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
+        finally:
+            call.cancel()
+            if self.connected:
+                self.connected = False
+                self._changed()
+
+    def _take(self, status: node_pb2.NodeStatus) -> None:
+        self.status = status
+        self.connected = True
+        self._busy_until_s = 0.0
+        self._reported = frozenset(execution.job_id for execution in status.executions)
+        for job_id in self._reported & self._sent.keys():
+            del self._sent[job_id]
+        self._changed()
+
+    def close(self) -> None:
+        """Forgets the node: its watch ends and its channel closes with it."""
+        self.connected = False
+        self._on_close(self)
+
+    # --- what this gateway sends ---
+
+    def assign(self, job_id: str, seconds: float, *, alone: bool = False) -> None:
+        """Counts a job as sent, until a report holds it or :meth:`unassign`."""
+        self._sent[job_id] = seconds
+        if alone:
+            self._alone = job_id
+        self._view = None
+
+    def unassign(self, job_id: str) -> None:
+        """The job is no longer there on this gateway's account."""
+        self._sent.pop(job_id, None)
+        if self._alone == job_id:
+            self._alone = None
+        self._changed()
+
+    def answered_busy(self) -> None:
+        """Takes its word that it is full, until it says otherwise."""
+        self._busy_until_s = self._clock.monotonic() + BUSY_HOLD_S
+        self._changed()
+
+    def eject(self, until_s: float) -> None:
+        """No candidate until then: it fails too many runs."""
+        self.ejected_until_s = until_s
+        self._changed()
+
+    def _changed(self) -> None:
+        self._view = None
+        self._on_change(self)
+
+    # --- what it can do ---
+
+    @property
+    def ready(self) -> bool:
+        """Connected and READY by its own word."""
+        return (
+            self.connected
+            and self.status is not None
+            and self.status.state == node_pb2.NODE_STATE_READY
+        )
+
+    @property
+    def workers(self) -> int:
+        """Workers that serve or would."""
+        if self.status is None:
+            return self.record.worker_count
+        return sum(worker.state in _LIVE_WORKERS for worker in self.status.workers)
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that take work now."""
+        return self.workers if self.ready else 0
+
+    @property
+    def models(self) -> frozenset[ModelKey]:
+        """The versions it serves, by its own word or else by its record."""
+        versions = self.record.models if self.status is None else self.status.models
+        return frozenset((version.name, version.version) for version in versions)
+
+    def view(self, now_s: float) -> NodeView:
+        """What placement may know of it now."""
+        held_back = now_s < self._busy_until_s
+        routable = self.ready and now_s >= self.ejected_until_s
+        view = self._view
+        if view is None or held_back or view.routable != routable:
+            view = self._view = self._make_view(routable=routable, held_back=held_back)
+        return view
+
+    def _make_view(self, *, routable: bool, held_back: bool) -> NodeView:
+        status = self.status or node_pb2.NodeStatus()
+        free = 0 if held_back or self._alone else max(status.free_slots - len(self._sent), 0)
+        return NodeView(
+            node_id=self.node_id,
+            models=self.models,
+            routable=routable,
+            free_slots=free,
+            workers=self.workers,
+            remaining_work_s=status.remaining_work_s,
+            sent_work_s=sum(self._sent.values()),
+            units_per_second=status.units_per_second or self.record.units_per_second,
+            held_jobs=len(self._reported | self._sent.keys()),
+        )
+
+
+class NodeLinks:
+    """Makes links to nodes, each with its own status stream and warm channel."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        self._clock = clock
+        self._scope: TaskScope | None = None
+        self._watches: dict[NodeLink, asyncio.Task[None]] = {}
+        self.on_change: Callable[[NodeLink], None] = lambda _link: None
+        """Called with a link whose :meth:`NodeLink.view` changed."""
+
+    def spawn_in(self, scope: TaskScope) -> None:
+        """Names the scope that owns the streams; call it before :meth:`open`."""
+        self._scope = scope
+
+    def open(self, record: control_plane_service_pb2.NodeRecord) -> NodeLink:
+        """A link to a node; its watch runs until the link is closed.
+
+        Raises:
+            RuntimeError: :meth:`spawn_in` was not called, or its scope is closed.
+        """
+        if self._scope is None:
+            raise RuntimeError("links are opened after their scope is known")
+        link = NodeLink(
+            record,
+            channel=internal_channel(record.address),
+            clock=self._clock,
+            on_change=lambda changed: self.on_change(changed),
+            on_close=self._closed,
+        )
+        watch = retry_forever(
+            link.watch,
+            name=f"watch-status {record.node_id}",
+            clock=self._clock,
+            expected=(StreamBroken,),
+            first_delay_s=0.1,
+            max_delay_s=1.0,
+        )
+        self._watches[link] = self._scope.spawn(watch, name=f"node/{record.node_id}")
+        return link
+
+    def _closed(self, link: NodeLink) -> None:
+        self._watches.pop(link).cancel()
+        if self._scope is not None:
+            self._scope.spawn(link.channel.close(), name=f"close/{link.node_id}", fatal=False)
+
+    def stop(self) -> None:
+        """Tells nobody of changes any more; the scope is about to end the streams."""
+        self.on_change = lambda _link: None
+
+    async def close(self) -> None:
+        """Closes every channel."""
+        for link in self._watches:
+            await link.channel.close()

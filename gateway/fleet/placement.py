@@ -1,0 +1,127 @@
+"""Where a job goes: least predicted completion. Pure; every figure is passed in.
+
+Predicted completion of a job on a node, in seconds from now::
+
+    the remaining work it reported, as seconds until its first worker is out of work
+    + what this gateway sent since that report / its workers
+    + the job's work units / the speed of one of its workers
+
+Only a node with a free slot is a candidate: a node holds one running and one waiting
+job per worker, all others wait in the gateways. A node that failed this job is passed
+over while any other routable node serves the model, even if that means waiting.
+
+Invariants (tests/unit/test_gateway_placement.py): a choice is routable, serves the model, has a
+free slot and no other candidate is predicted to complete earlier; more work on a node
+never makes it more attractive.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+ModelKey = tuple[str, str]
+"""(name, version)."""
+
+# A node that has not measured itself yet is taken to do this many units a second when
+# no other node offers a figure either.
+_UNKNOWN_SPEED_UNITS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """What placement knows of a node at one moment."""
+
+    node_id: str
+    models: frozenset[ModelKey]
+    routable: bool
+    """Connected, READY and not ejected."""
+    free_slots: int
+    """Reported free slots less the jobs sent since that report."""
+    workers: int
+    remaining_work_s: float
+    """Seconds until its first worker is out of work, as it reported."""
+    sent_work_s: float
+    """Predicted work of the jobs that this gateway sent and no report holds yet."""
+    units_per_second: float
+    """Of one worker; 0 where it is not known."""
+    held_jobs: int
+    """Jobs it holds or was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a job needs of a node."""
+
+    model: ModelKey
+    units: float
+    avoid: frozenset[str] = frozenset()
+    """Nodes that failed it."""
+    alone: bool = False
+    """Only a node that holds nothing else: a worker has died under this job."""
+
+
+def work_units(width: int, height: int, num_frames: int, steps: int) -> float:
+    """The work of a video; the unit that nodes measure their speed in."""
+    return width * height * num_frames * steps / 1e6
+
+
+def serving(nodes: Iterable[NodeView], model: ModelKey) -> list[NodeView]:
+    """The routable nodes that serve a model version."""
+    return [node for node in nodes if node.routable and model in node.models]
+
+
+def typical_speed(nodes: Iterable[NodeView]) -> float:
+    """The middle of the known speeds, in units per second."""
+    known = sorted(node.units_per_second for node in nodes if node.units_per_second > 0)
+    return known[len(known) // 2] if known else _UNKNOWN_SPEED_UNITS
+
+
+def job_seconds(node: NodeView, units: float, *, fallback_speed: float) -> float:
+    """How long one of the node's workers takes for so much work."""
+    return units / (node.units_per_second if node.units_per_second > 0 else fallback_speed)
+
+
+def backlog_s(node: NodeView) -> float:
+    """Seconds until a job sent there now would start."""
+    return node.remaining_work_s + node.sent_work_s / max(node.workers, 1)
+
+
+def predicted_completion_s(node: NodeView, units: float, *, fallback_speed: float) -> float:
+    """Seconds from now until a job sent there now is done."""
+    return backlog_s(node) + job_seconds(node, units, fallback_speed=fallback_speed)
+
+
+def choose(nodes: Sequence[NodeView], ask: Ask, *, rng: random.Random) -> NodeView | None:
+    """The node that a job should go to now, or None: it waits."""
+    able = serving(nodes, ask.model)
+    candidates = [node for node in able if node.node_id not in ask.avoid] or able
+    free = [
+        node for node in candidates if node.free_slots > 0 and not (ask.alone and node.held_jobs)
+    ]
+    if len(free) < 2:
+        return free[0] if free else None
+    speed = typical_speed(able)
+    predicted = [predicted_completion_s(node, ask.units, fallback_speed=speed) for node in free]
+    least = min(predicted)
+    return rng.choice([node for node, at in zip(free, predicted, strict=True) if at <= least])
+
+
+def predicted_wait_s(
+    nodes: Sequence[NodeView], model: ModelKey, *, queued_units: float
+) -> float | None:
+    """Seconds until a job that is admitted now would start, or None: no node serves it.
+
+    With jobs waiting, all serving nodes are seen as one that works off its backlog at
+    their summed speed; that is within one job's length of any real schedule.
+    """
+    able = serving(nodes, model)
+    if not able:
+        return None
+    if queued_units <= 0 and any(node.free_slots > 0 for node in able):
+        return min(backlog_s(node) for node in able if node.free_slots > 0)
+    speed = typical_speed(able)
+    rates = [(node.units_per_second or speed) * max(node.workers, 1) for node in able]
+    held_units = sum(backlog_s(node) * rate for node, rate in zip(able, rates, strict=True))
+    return (held_units + queued_units) / sum(rates)

@@ -1,0 +1,213 @@
+"""Where admitted jobs wait for a node: first come, first placed, per model version.
+
+Nothing polls. A job is placed when it arrives or when something that may matter
+happened: a node's status, a node coming up, a run that ended. Jobs that come back
+(BUSY, a retry) keep the place that their admission gave them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gateway.fleet.node_link import BUSY_HOLD_S, NodeLink
+from gateway.fleet.nodes import Fleet
+from gateway.fleet.placement import (
+    Ask,
+    ModelKey,
+    NodeView,
+    choose,
+    job_seconds,
+    predicted_wait_s,
+    typical_speed,
+)
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+# Positions are told to those who watch at most this often.
+_TELL_EVERY_S = 0.25
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A job's place in the line."""
+
+    job_id: str
+    order: int
+    ask: Ask
+    on_position: Callable[[int, float], None]
+    """Called with jobs ahead and predicted seconds when those changed."""
+    placed: asyncio.Future[NodeLink] | None = field(default=None)
+
+
+class WaitingRoom:
+    """The gateway's bounded queue in front of the region's nodes."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        clock: Clock,
+        scope: TaskScope,
+        max_waiting: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._scope = scope
+        self._max_waiting = max_waiting
+        self._rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
+        self._orders = itertools.count()
+        self._lines: dict[ModelKey, list[Ticket]] = {}
+        self._telling = False
+        self._closed = False
+
+    def close(self) -> None:
+        """Places nothing more; the scope is about to end."""
+        self._closed = True
+
+    # --- figures ---
+
+    def __len__(self) -> int:
+        """Jobs that wait."""
+        return sum(len(line) for line in self._lines.values())
+
+    def ahead(self, model: ModelKey) -> int:
+        """Jobs that a new one would wait behind."""
+        return len(self._lines.get(model, ()))
+
+    @property
+    def full(self) -> bool:
+        """Whether one more job is one too many."""
+        return len(self) >= self._max_waiting
+
+    def predicted_wait_s(self, model: ModelKey) -> float | None:
+        """Seconds until a job admitted now would start; None: no node serves the model."""
+        queued = sum(ticket.ask.units for ticket in self._lines.get(model, ()))
+        views = self._fleet.views(self._clock.monotonic())
+        return predicted_wait_s(views, model, queued_units=queued)
+
+    # --- in and out ---
+
+    def enter(self, job_id: str, ask: Ask, on_position: Callable[[int, float], None]) -> Ticket:
+        """Takes a place at the end of the line, and a node at once where one is free.
+
+        Follow with :meth:`place`, or with :meth:`abandon` where that is never awaited.
+        """
+        ticket = Ticket(job_id, next(self._orders), ask, on_position)
+        self._stand(ticket)
+        return ticket
+
+    def _stand(self, ticket: Ticket) -> None:
+        future: asyncio.Future[NodeLink] = asyncio.get_running_loop().create_future()
+        ticket.placed = future
+        line = self._lines.setdefault(ticket.ask.model, [])
+        bisect.insort(line, ticket, key=lambda other: other.order)
+        # Those before it may be held by rules that do not hold this one.
+        self.pump()
+        if ticket in line:
+            self._tell_soon()
+
+    async def place(self, ticket: Ticket) -> NodeLink:
+        """Waits for the ticket's node; the job counts as sent to it.
+
+        A ticket that was placed before stands in line again where it stood. The caller
+        must :meth:`leave` the node when the run has ended. Cancellation leaves the
+        line, and the node if one was just given.
+        """
+        if ticket.placed is None:
+            self._stand(ticket)
+        assert ticket.placed is not None  # noqa: S101 - for mypy: _stand sets it
+        try:
+            link = await ticket.placed
+        except asyncio.CancelledError:
+            self.abandon(ticket)
+            raise
+        ticket.placed = None
+        return link
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Gives up a place in the line, or the node that it brought and nobody took."""
+        placed, ticket.placed = ticket.placed, None
+        line = self._lines[ticket.ask.model]
+        if ticket in line:
+            line.remove(ticket)
+            self._tell_soon()
+        elif placed is not None and placed.done() and not placed.cancelled():
+            self.leave(placed.result(), ticket.job_id)
+
+    def leave(self, link: NodeLink, job_id: str) -> None:
+        """The job's run on the node has ended, however it did."""
+        link.unassign(job_id)
+
+    def busy(self, link: NodeLink, job_id: str) -> None:
+        """The node would not take the job."""
+        link.answered_busy()
+        link.unassign(job_id)
+        self.wake_after(BUSY_HOLD_S)
+
+    # --- placing ---
+
+    def pump(self) -> None:
+        """Places every waiting job that can be placed now; called on every change."""
+        if self._closed:
+            return
+        now_s = self._clock.monotonic()
+        views: list[NodeView] | None = None
+        for line in self._lines.values():
+            for ticket in tuple(line):
+                if ticket.placed is None or ticket.placed.done():
+                    # Cancelled, and about to leave the line.
+                    continue
+                if views is None:
+                    views = self._fleet.views(now_s)
+                link = self._try(ticket, views)
+                if link is not None:
+                    line.remove(ticket)
+                    ticket.placed.set_result(link)
+                    views = None
+                    self._tell_soon()
+                elif not ticket.ask.avoid and not ticket.ask.alone:
+                    # What cannot take this one cannot take any behind it.
+                    break
+
+    def _try(self, ticket: Ticket, views: list[NodeView]) -> NodeLink | None:
+        view = choose(views, ticket.ask, rng=self._rng)
+        link = self._fleet.link(view.node_id) if view is not None else None
+        if view is None or link is None:
+            return None
+        seconds = job_seconds(view, ticket.ask.units, fallback_speed=typical_speed(views))
+        link.assign(ticket.job_id, seconds, alone=ticket.ask.alone)
+        return link
+
+    def wake_after(self, delay_s: float) -> None:
+        """Looks again after a time at which a rule (BUSY, ejection) lets a node back in."""
+        if not self._closed:
+            self._scope.spawn(self._wake(delay_s), name="wake")
+
+    async def _wake(self, delay_s: float) -> None:
+        await self._clock.sleep(delay_s)
+        self.pump()
+
+    # --- telling positions ---
+
+    def _tell_soon(self) -> None:
+        if not self._telling and not self._closed and len(self):
+            self._telling = True
+            self._scope.spawn(self._tell(), name="positions")
+
+    async def _tell(self) -> None:
+        await self._clock.sleep(_TELL_EVERY_S)
+        self._telling = False
+        now_s = self._clock.monotonic()
+        views = self._fleet.views(now_s)
+        for model, line in self._lines.items():
+            ahead_units = 0.0
+            for position, ticket in enumerate(line):
+                wait_s = predicted_wait_s(views, model, queued_units=ahead_units)
+                ticket.on_position(position, wait_s or 0.0)
+                ahead_units += ticket.ask.units

@@ -1,0 +1,125 @@
+"""The gateway's streams to the control plane: the fleet from it, a beat to it.
+
+Both run for as long as the gateway does and start again when they break. Neither is
+needed to serve: what was known last stays in :class:`gateway.fleet.nodes.Fleet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Sequence
+
+from grpc import aio
+from reelmesh.v1 import control_plane_service_pb2
+from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
+
+from gateway.fleet.node_link import StreamBroken, broken
+from gateway.fleet.nodes import Fleet
+from reelkit.clock import Clock
+from reelkit.rpc import internal_channel
+from reelkit.tasks import TaskScope, retry_forever
+
+_FIRST_ANSWER_S = 5.0
+
+
+class ControlPlaneLink:
+    """Follows the region's control plane over whichever replica answers."""
+
+    def __init__(
+        self,
+        *,
+        endpoints: Sequence[str],
+        fleet: Fleet,
+        clock: Clock,
+        hello: control_plane_service_pb2.GatewayHello,
+        silence_timeout_s: float,
+    ) -> None:
+        self._channels = [internal_channel(endpoint) for endpoint in endpoints]
+        self._stubs = itertools.cycle([ControlPlaneServiceStub(c) for c in self._channels])
+        self._fleet = fleet
+        self._clock = clock
+        self._hello = hello
+        self._silence_timeout_s = silence_timeout_s
+        self._version = 0
+        self._lease_id = 0
+        self.connected = False
+
+    def start(self, scope: TaskScope) -> None:
+        """Spawns both streams."""
+        for name, stream in (("watch-fleet", self._watch), ("attach", self._attach)):
+            loop = retry_forever(
+                stream,
+                name=name,
+                clock=self._clock,
+                expected=(StreamBroken,),
+                first_delay_s=0.1,
+                max_delay_s=2.0,
+            )
+            scope.spawn(loop, name=name)
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def _watch(self) -> None:
+        stub = next(self._stubs)
+        request = control_plane_service_pb2.WatchFleetRequest(after_version=self._version)
+        call = stub.WatchFleet(request)
+        try:
+            async with asyncio.timeout(_FIRST_ANSWER_S) as limit:
+                while isinstance(
+                    response := await call.read(), control_plane_service_pb2.WatchFleetResponse
+                ):
+                    limit.reschedule(self._next_word_by())
+                    self.connected = True
+                    self._take(response)
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
+        finally:
+            self.connected = False
+            call.cancel()
+
+    def _next_word_by(self) -> float:
+        return asyncio.get_running_loop().time() + self._silence_timeout_s
+
+    def _take(self, response: control_plane_service_pb2.WatchFleetResponse) -> None:
+        match response.WhichOneof("message"):
+            case "snapshot":
+                self._fleet.replace(response.snapshot)
+            case "delta":
+                self._fleet.apply(response.delta)
+            case _:
+                return
+        self._version = response.version
+
+    async def _attach(self) -> None:
+        stub = next(self._stubs)
+        welcomed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        call = stub.AttachGateway(self._beats(welcomed))
+        try:
+            async with asyncio.timeout(_FIRST_ANSWER_S):
+                response = await call.read()
+            while isinstance(response, control_plane_service_pb2.AttachGatewayResponse):
+                self._lease_id = response.lease_id
+                if not welcomed.done():
+                    welcomed.set_result(response.lease_ttl_s)
+                response = await call.read()
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
+        finally:
+            call.cancel()
+
+    async def _beats(
+        self, welcomed: asyncio.Future[float]
+    ) -> AsyncIterator[control_plane_service_pb2.AttachGatewayRequest]:
+        hello = control_plane_service_pb2.GatewayHello()
+        hello.CopyFrom(self._hello)
+        hello.lease_id = self._lease_id
+        yield control_plane_service_pb2.AttachGatewayRequest(hello=hello)
+        every_s = max(await welcomed / 3, 0.2)
+        while True:
+            await self._clock.sleep(every_s)
+            beat = control_plane_service_pb2.GatewayBeat()
+            yield control_plane_service_pb2.AttachGatewayRequest(beat=beat)

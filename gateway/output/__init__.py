@@ -1,0 +1,1 @@
+"""What a job puts out: its events and its bytes, while it runs and afterwards."""
