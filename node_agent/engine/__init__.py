@@ -1,1 +1,1 @@
-"""The torch side of a node: everything here but ``spawn`` runs in worker processes."""
+"""The torch side of a node: all but ``spawn`` and ``settings`` runs in worker processes."""

@@ -25,7 +25,7 @@ from node_agent.engine.encode import ChunkSink, Mp4Encoder, exact_rate
 from node_agent.engine.failures import Failure, LoadError
 from node_agent.engine.loader import LoadedModel, load_model
 from node_agent.engine.run import Run
-from node_agent.engine.spawn import WorkerSettings
+from node_agent.engine.settings import WorkerSettings
 from node_agent.engine.tail import Tail
 from node_agent.engine.warmup import measure_speed
 from node_agent.worker_wire import SyncWire, WireError

@@ -17,7 +17,8 @@ import pytest
 from reelmesh.v1 import node_pb2, video_pb2, worker_pb2
 from reelmesh.v1.worker_pb2 import WorkerCommand, WorkerEvent
 
-from node_agent.engine.spawn import WorkerSettings, start_worker
+from node_agent.engine.settings import WorkerSettings
+from node_agent.engine.spawn import start_worker
 from node_agent.model_folder import open_model_folder
 from node_agent.worker_life import Launcher, WorkerHandle
 from node_agent.worker_wire import AsyncWire

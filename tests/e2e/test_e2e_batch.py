@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from tests.support.mesh import RunningMesh, assert_gone
+from tools.demo_model.evaluator import look_at
 
 
 def reelmesh(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
@@ -102,6 +103,10 @@ def test_the_demo_makes_a_video_and_leaves_no_process(tmp_path, look):
     clip = look(Path(facts["path"]).read_bytes())
     assert (clip.width, clip.height) == (facts["width"], facts["height"])
     assert len(clip.frames) == facts["num_frames"]
+    sight = look_at(clip.frames)
+    assert (sight.size, sight.color, sight.shape, sight.motion) == (
+        *("big", "red", "circle", "bouncing"),
+    )
     assert Path(facts["contact_sheet"]).exists()
     assert not (tmp_path / "state" / "mesh.json").exists()
     left = [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(p.info["cmdline"])]

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from reelmesh.v1 import node_pb2, worker_pb2
 
-from node_agent.engine.spawn import WorkerProcess, WorkerSettings, start_worker
+from node_agent.engine.settings import WorkerSettings
+from node_agent.engine.spawn import WorkerProcess, start_worker
 from node_agent.model_folder import open_model_folder
 from node_agent.worker_wire import AsyncWire, SyncWire, WireError, socket_pair, to_frame
 from tests.support.engine import TERMINAL, resolved, wait_until

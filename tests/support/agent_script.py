@@ -13,7 +13,8 @@ from pathlib import Path
 
 from reelmesh.v1 import video_pb2, worker_pb2
 
-from node_agent.engine.spawn import WorkerSettings, start_worker, warm_forkserver
+from node_agent.engine.settings import WorkerSettings
+from node_agent.engine.spawn import start_worker, warm_forkserver
 from node_agent.worker_wire import SyncWire
 
 _SPEC = video_pb2.ResolvedSpec(

@@ -14,7 +14,7 @@ from node_agent.engine.drawing import Artist
 from node_agent.engine.encode import ChunkSink, Mp4Encoder
 from node_agent.engine.loader import LoadedModel, load_model
 from node_agent.engine.run import Run
-from node_agent.engine.spawn import WorkerSettings
+from node_agent.engine.settings import WorkerSettings
 from node_agent.engine.tail import Tail
 from node_agent.engine.worker import open_encoder
 

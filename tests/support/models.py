@@ -1,10 +1,13 @@
-"""The small random-weight model that tests load; made once per session."""
+"""The models that tests load: one of random weights, made once per session, and the demo."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
+
+# The trained model as it ships. A clip of it takes a second: at most eight in all of the tests.
+DEMO_MODEL = REPO / "node_agent" / "models" / "demo"
 
 
 def make_model(out: Path) -> Path:

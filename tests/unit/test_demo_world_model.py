@@ -79,7 +79,9 @@ def test_one_batch_can_be_learnt():
     losses = []
     for _ in range(20):
         generator = torch.Generator().manual_seed(3)
-        loss, probe = flow_matching_loss(denoiser, clean, weight, tokens, generator, early_share=0.15)
+        loss, probe = flow_matching_loss(
+            denoiser, clean, weight, tokens, generator, early_share=0.15
+        )
         optimizer.zero_grad()
         (loss + probe).backward()
         optimizer.step()

@@ -10,7 +10,8 @@ import av
 import numpy as np
 from reelmesh.v1 import node_pb2, video_pb2, worker_pb2
 
-from node_agent.engine.spawn import WorkerSettings, start_worker
+from node_agent.engine.settings import WorkerSettings
+from node_agent.engine.spawn import start_worker
 from node_agent.model_folder import open_model_folder
 from node_agent.worker_wire import SyncWire
 from tools.demo_model.evaluator import Clip
