@@ -66,25 +66,31 @@ class Training:
         (self._state / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False))
 
     def _vae(self) -> Any:
-        if self._source is not None:
+        path = self._state / "autoencoder" / "checkpoint.pt"
+        if self._source is not None and not path.exists():
             return self._source.vae.to(self._device).eval().requires_grad_(requires_grad=False)
-        state = torch.load(
-            self._state / "autoencoder" / "checkpoint.pt", map_location="cpu", weights_only=True
-        )
         vae = build_autoencoder()
-        vae.load_state_dict(state["average"])
+        vae.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
         return vae.to(self._device).eval().requires_grad_(requires_grad=False)
 
     def vae(self) -> None:
-        """Train the autoencoder; go on past its budget while its gates are missed."""
+        """Train the autoencoder; go on past its budget while its gates are missed.
+
+        Of an exported model only the decoder: its latents stay what they are.
+        """
+        recipe, start = train_autoencoder.FROM_NOTHING, None
         if self._source is not None:
-            return
-        total = self._options.vae_steps
+            recipe, start = train_autoencoder.FINE_TUNE, self._source.vae
+        total = recipe.total
+        if self._options.vae_steps is not None:
+            total = recipe.first_step + self._options.vae_steps
         if self._passed("autoencoder-gates", step=Run(self._state / "autoencoder").steps_done()):
             return
         for attempt in range(_EXTRA_TRIES + 1):
             run = Run(self._state / "autoencoder")
-            train_autoencoder.train(run, device=self._device, total=total)
+            train_autoencoder.train(
+                run, device=self._device, recipe=recipe, total=total, start=start
+            )
             score = score_autoencoder(self._vae())
             self._report("autoencoder-gates", score, step=run.steps_done())
             if not score.failures:
@@ -124,8 +130,8 @@ class Training:
     def export(self) -> None:
         """Write the model folder."""
         data = load_latents(self._state / "latents.pt")
-        denoiser = Denoiser(len(build_tokenizer()))
         path = self._state / "transformer" / "checkpoint.pt"
+        denoiser = Denoiser(len(build_tokenizer()))
         denoiser.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
         pipeline = build_pipeline(self._vae().cpu(), denoiser, mean=data.mean, std=data.std)
         size = save_pipeline(pipeline, self._options.out)
@@ -171,7 +177,7 @@ def main() -> None:
     parser.add_argument("phase", choices=["vae", "latents", "transformer", "export", "eval", "all"])
     parser.add_argument("--state", type=Path, required=True, help="folder of checkpoints and plots")
     parser.add_argument("--out", type=Path, help="model folder to write (default: STATE/model)")
-    parser.add_argument("--vae-steps", type=int, default=train_autoencoder.TOTAL_STEPS)
+    parser.add_argument("--vae-steps", type=int, help="default: the recipe's")
     parser.add_argument("--transformer-steps", type=int, help="default: the recipe's")
     parser.add_argument("--from-model", type=Path, help="exported model to fine-tune")
     parser.add_argument("--eval-count", type=int, default=200, help="held-out prompts to draw")
