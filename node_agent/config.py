@@ -13,13 +13,18 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from node_agent.engine.spawn import WorkerSettings
+from node_agent.engine.settings import WorkerSettings
 from node_agent.executions import ExecutionLimits
 from reelkit.logs import LogSettings
 from reelkit.settings import Settings
 from reelkit.tracing import TracingSettings
 
 ENV_PREFIX = "REELMESH_NODE__"
+
+# Store options that are secrets by obstore's names, of S3, Azure and Google.
+_SECRET = re.compile(
+    r"secret|password|token$|(access|account|master|sas|customer|service_account)_key(?!_id)"
+)
 
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -37,6 +42,16 @@ def _check_address(text: str) -> str:
     if not colon or not host or not port.isdigit() or int(port) > 65_535:
         raise ValueError(f"{text!r} must be host:port with a port up to 65535")
     return text
+
+
+def _check_no_secret(options: dict[str, str]) -> dict[str, str]:
+    for name in options:
+        if _SECRET.search(name.lower()):
+            raise ValueError(
+                f"{name!r} is a secret, which a printed configuration would show; set it in the "
+                "environment by the store's own variable, such as AWS_SECRET_ACCESS_KEY"
+            )
+    return options
 
 
 Id = Annotated[str, AfterValidator(_check_id)]
@@ -66,10 +81,17 @@ class ModelSettings(Settings):
         gt=0,
         description="Longest time a fetch of the weights may take before it is tried again.",
     )
-    store_options: dict[str, str] = Field(
+    fetch_stall_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Silence of the Hub or the store after which a fetch is given up, to go on "
+        "with the next try; longer than a busy store or a firewall keeps a request waiting.",
+    )
+    store_options: Annotated[dict[str, str], AfterValidator(_check_no_secret)] = Field(
         default_factory=dict,
         description="Options of the object store by obstore's names (endpoint, region, ...). "
-        "Credentials come from the store's own variables, such as AWS_ACCESS_KEY_ID.",
+        "Credentials come from the store's own variables, such as AWS_ACCESS_KEY_ID; secrets "
+        "are refused here.",
     )
     client_options: dict[str, str] = Field(
         default_factory=dict,

@@ -12,6 +12,7 @@ import structlog
 
 from node_agent.config import ModelSettings
 from node_agent.errors import WeightsError
+from node_agent.fetch_watch import public_url
 from node_agent.model_folder import ModelFolder, ModelFolderError, open_model_folder
 
 _log = structlog.get_logger("node_agent.weights")
@@ -56,8 +57,16 @@ async def _fetch(settings: ModelSettings, on_progress: Callable[[int, int], None
     assert process.stdout is not None  # noqa: S101 - likewise
     request = settings.model_dump(
         mode="json",
-        include={"source", "manifest", "cache_dir", "store_options", "client_options"},
+        include={
+            "source",
+            "manifest",
+            "cache_dir",
+            "store_options",
+            "client_options",
+            "fetch_stall_s",
+        },
     )
+    source = public_url(settings.source)
     try:
         async with asyncio.timeout(settings.fetch_timeout_s):
             process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -65,10 +74,10 @@ async def _fetch(settings: ModelSettings, on_progress: Callable[[int, int], None
             return await _result(process.stdout, on_progress)
     except TimeoutError:
         raise WeightsError(
-            f"{settings.source}: was not fetched within {settings.fetch_timeout_s:g} s"
+            f"{source}: was not fetched within {settings.fetch_timeout_s:g} s"
         ) from None
     except ConnectionError:
-        raise WeightsError(f"{settings.source}: the fetching process died") from None
+        raise WeightsError(f"{source}: the fetching process died") from None
     finally:
         process.stdin.close()
         if process.returncode is None:

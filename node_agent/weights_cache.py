@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from node_agent.model_folder import (
     open_model_folder,
     write_manifest,
 )
-from reelkit.files import write_atomic
+from reelkit.files import write_atomic, write_json_atomic
 
 # Room left on the disk beside the weights.
 _SPARE_BYTES = 256 * 1024 * 1024
@@ -50,6 +50,15 @@ class ManifestFile:
     def label(self) -> str:
         """Name and version, for folder names."""
         return f"{self.fields.get('name', 'model')}-{self.fields.get('version', '0')}"
+
+    @property
+    def digest(self) -> str:
+        """The manifest's own sha256."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def digest_with(self, origin_version: str) -> str:
+        """The same of the manifest and the version of what it describes."""
+        return hashlib.sha256(self.data + origin_version.encode()).hexdigest()
 
 
 def read_manifest_file(file: Path) -> ManifestFile:
@@ -96,10 +105,14 @@ class WeightsCache:
         self.root = root
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the cache against other agents; waits for them as long as it takes."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as handle:
+    def locked(self, name: str = ".lock") -> Iterator[None]:
+        """Holds the cache against other agents; waits for them as long as it takes.
+
+        Another ``name`` holds a part of it: a lock file, such as ``hub/org--model.lock``.
+        """
+        file = self.root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
@@ -134,37 +147,66 @@ class WeightsCache:
                 f"{free_bytes / 1e9:.1f} GB are free; make room or name another cache_dir"
             )
 
-    def adopt(self, source: Path, description: ManifestFile) -> ModelFolder:
+    def adopt(
+        self,
+        source: Path,
+        description: ManifestFile,
+        *,
+        names: Sequence[str] | None = None,
+        digests: Mapping[str, str] | None = None,
+        version: str | None = None,
+    ) -> ModelFolder:
         """A folder of ``source``'s files with the given manifest beside them.
 
         The files are hard links where source and cache share a disk, else copies.
         Without listed digests they are hashed once; a folder whose files have not
         changed since is used as it is.
 
+        Args:
+            source: Where the files are.
+            description: The manifest, with or without listed files.
+            names: The files to take; by default the listed ones, or all admissible ones.
+            digests: sha256 that some of them must have, where the manifest lists none.
+            version: Names the folder; by default the manifest and the files' times do.
+
         Raises:
             WeightsError: Files are missing or do not match.
         """
-        names = _files_of(source, description.manifest)
-        digest = _fingerprint(source, names, description.data)
+        if names is None:
+            names = _files_of(source, description.manifest)
+        digest = version or _fingerprint(source, names, description.data)
         with self.locked():
             found = self.find(description.label, digest)
             if found is not None:
                 return found
             partial = self.partial(description.label, digest)
             shutil.rmtree(partial)
-            for name in names:
-                self._link(source / name, partial / name)
             try:
-                if description.manifest is not None:
-                    write_atomic(partial / MANIFEST_NAME, description.data)
-                    open_model_folder(partial).verify_files()
-                else:
-                    fields = {k: v for k, v in description.fields.items() if k != "files"}
-                    write_manifest(partial, fields)
+                for name in names:
+                    self._link(source / name, partial / name)
+                self._describe(partial, description, digests or {})
                 return self.commit(description.label, digest)
             except ModelFolderError as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise WeightsError(str(error)) from None
+
+    def _describe(
+        self, partial: Path, description: ManifestFile, digests: Mapping[str, str]
+    ) -> None:
+        """Puts the manifest beside the files and checks them."""
+        if description.manifest is not None:
+            write_atomic(partial / MANIFEST_NAME, description.data)
+            open_model_folder(partial).verify_files()
+            return
+        fields = {key: value for key, value in description.fields.items() if key != "files"}
+        folder = write_manifest(partial, fields)
+        altered = [
+            entry.path
+            for entry in folder.manifest.files
+            if digests.get(entry.path, entry.sha256) != entry.sha256
+        ]
+        if altered:
+            raise ModelFolderError(f"{', '.join(altered[:5])}: the sha256 is not the origin's")
 
     def _link(self, source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +220,44 @@ class WeightsCache:
 
     def _folder(self, label: str, digest: str) -> Path:
         return self.root / f"{label}-{digest[:12]}"
+
+
+@dataclass(frozen=True)
+class FetchedModel:
+    """A complete folder of the cache."""
+
+    folder: ModelFolder
+    verified: bool
+    """Whether a manifest vouched for the digests; else they were taken from what came."""
+
+
+class LastFetched:
+    """The note of what was last fetched whole for a source and a manifest."""
+
+    def __init__(self, folder: Path, description: ManifestFile | None, cache: WeightsCache) -> None:
+        key = "own" if description is None else description.digest[:12]
+        self._file = folder.with_name(f"{folder.name}.{key}.json")
+        self._cache = cache
+
+    def read(self, commit: str | None = None) -> FetchedModel | None:
+        """It, unless it is gone or of another commit than asked for."""
+        try:
+            note = json.loads(self._file.read_bytes())
+        except FileNotFoundError:
+            return None
+        folder = self._cache.root / note["folder"]
+        if commit not in (None, note["commit"]) or not (folder / MANIFEST_NAME).exists():
+            return None
+        return FetchedModel(open_model_folder(folder), verified=note["verified"])
+
+    def write(self, commit: str, fetched: FetchedModel) -> None:
+        """Notes it, in place of an earlier one."""
+        note = {
+            "commit": commit,
+            "folder": fetched.folder.path.name,
+            "verified": fetched.verified,
+        }
+        write_json_atomic(self._file, note)
 
 
 def _files_of(source: Path, manifest: Manifest | None) -> list[str]:
@@ -203,7 +283,7 @@ def _files_of(source: Path, manifest: Manifest | None) -> list[str]:
     return names
 
 
-def _fingerprint(source: Path, names: list[str], manifest: bytes) -> str:
+def _fingerprint(source: Path, names: Sequence[str], manifest: bytes) -> str:
     digest = hashlib.sha256(manifest)
     for name in names:
         info = (source / name).stat()

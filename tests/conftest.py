@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 
 from tests.support.models import make_model
+from tests.support.s3 import s3_server  # noqa: F401 - a fixture, used by its name
 
 # Shared machines are slow at times: an example that takes long is no failure.
 hypothesis.settings.register_profile("reelmesh", deadline=None)

@@ -1,5 +1,9 @@
 """What every ArtifactStore promises: a local folder and a store by URL alike."""
 
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import obstore
 import pytest
 
 from gateway.output.artifacts import (
@@ -10,13 +14,30 @@ from gateway.output.artifacts import (
     pieces,
 )
 from gateway.output.spool_file import SpoolFile
+from tests.support.s3 import BUCKET, SECRET_ACCESS_KEY, s3_environment
 
 VIDEO_ID = "ap-01jd3x8z5q0e8m2c4r6t7v9wxy"
 DATA = bytes(range(256)) * 3000
 
 
-@pytest.fixture(params=["folder", "file url", "memory"])
+@pytest.fixture
+def s3_prefix(s3_server, monkeypatch):
+    """A folder of its own in a real S3, which the environment leads to as in production."""
+    environment = {
+        **s3_environment(),
+        "AWS_ENDPOINT": f"http://{s3_server.address}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return f"artifacts/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["folder", "file url", "memory", "s3"])
 def store(request, tmp_path):
+    if request.param == "s3":
+        return open_store(f"s3://{BUCKET}/{request.getfixturevalue('s3_prefix')}")
     if request.param == "folder":
         return open_store(str(tmp_path / "artifacts"))
     if request.param == "memory":
@@ -87,3 +108,43 @@ async def test_a_marker_shows_that_the_store_works(store):
 def test_a_store_that_cannot_be_opened_says_so(url):
     with pytest.raises(ArtifactError, match=r"artifacts\.url"):
         open_store(url)
+
+
+# --- what an object store does otherwise than a folder ---
+
+
+async def test_more_artifacts_than_a_page_of_s3_are_all_listed(s3_server, s3_prefix):
+    store = open_store(f"s3://{BUCKET}/{s3_prefix}")
+    keys = {artifact_key(f"ap-{number:04}", 1) for number in range(1005)}
+    with ThreadPoolExecutor(16) as pool:
+        plain = s3_server.store(s3_prefix)
+        list(pool.map(lambda key: obstore.put(plain, key, b"", use_multipart=False), keys))
+    assert {artifact.key for artifact in await store.listing()} == keys
+
+
+async def test_an_upload_to_s3_that_breaks_off_leaves_no_artifact(s3_prefix):
+    """A folder takes the finished file by its name; here it is copied, in parts."""
+
+    class Broken:
+        def pieces(self):
+            yield bytes(6 * 1024 * 1024)
+            raise OSError("the spool is gone")
+
+    store = open_store(f"s3://{BUCKET}/{s3_prefix}")
+    key = artifact_key(VIDEO_ID, 1)
+    with pytest.raises(ArtifactError, match="the spool is gone"):
+        await store.put(key, Broken())
+    with pytest.raises(ArtifactMissing):
+        await store.read(key, 0, 1)
+    assert await store.listing() == []
+
+
+@pytest.mark.parametrize(
+    ("bucket", "secret"), [(BUCKET, "wrong"), ("no-such-bucket", SECRET_ACCESS_KEY)]
+)
+async def test_an_s3_that_cannot_be_used_is_found_out_at_the_start(
+    s3_prefix, monkeypatch, bucket, secret
+):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    with pytest.raises(ArtifactError, match=f"s3://{bucket}"):
+        await open_store(f"s3://{bucket}/{s3_prefix}").verify("gateway-1")

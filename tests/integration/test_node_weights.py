@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import obstore
@@ -13,13 +11,17 @@ from obstore.store import LocalStore, MemoryStore
 
 from node_agent.config import ModelSettings
 from node_agent.errors import WeightsError
-from node_agent.fetch import fetch_from_hub, fetch_from_store
+from node_agent.fetch_store import fetch_from_store
+from node_agent.fetch_watch import StallWatch
 from node_agent.model_folder import open_model_folder
 from node_agent.weights import prepare_weights
 from node_agent.weights_cache import WeightsCache, read_manifest_file
 from tests.support.fakeworker import write_fake_model
 
 SHIPPED = Path(__file__).parents[2] / "node_agent" / "models" / "wan2.2-ti2v-5b.manifest.json"
+
+
+WATCH = StallWatch(60.0, pytest.fail)
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -80,10 +82,10 @@ def test_an_altered_file_is_refused_and_what_was_good_is_kept(model, tmp_path, k
     obstore.put(store, "weights.safetensors", b"\1" * 64)
     cache = WeightsCache(tmp_path / "cache")
     with pytest.raises(WeightsError, match=r"weights\.safetensors"):
-        fetch_from_store(store, None, cache, where="store", on_progress=quiet)
+        fetch_from_store(store, None, cache, where="store", watch=WATCH, on_progress=quiet)
     assert not list(cache.root.glob("fake-v1-*[!l]/manifest.json"))
     put_all(store, model.path)
-    folder = fetch_from_store(store, None, cache, where="store", on_progress=quiet)
+    folder = fetch_from_store(store, None, cache, where="store", watch=WATCH, on_progress=quiet)
     folder.verify_files()
 
 
@@ -94,7 +96,7 @@ def test_a_fetch_that_was_cut_short_goes_on_where_it_stopped(model, tmp_path):
     partial = cache.partial("fake-v1", model.manifest_sha256)
     (partial / "weights.safetensors").write_bytes(b"\0" * 64)
     obstore.delete(store, "weights.safetensors")
-    folder = fetch_from_store(store, None, cache, where="store", on_progress=quiet)
+    folder = fetch_from_store(store, None, cache, where="store", watch=WATCH, on_progress=quiet)
     folder.verify_files()
 
 
@@ -104,7 +106,7 @@ def test_a_file_larger_than_stated_is_not_read_to_its_end(model, tmp_path):
     obstore.put(store, "weights.safetensors", b"\0" * 65)
     cache = WeightsCache(tmp_path / "cache")
     with pytest.raises(WeightsError, match="sha256 or size"):
-        fetch_from_store(store, None, cache, where="store", on_progress=quiet)
+        fetch_from_store(store, None, cache, where="store", watch=WATCH, on_progress=quiet)
 
 
 async def test_a_manifest_kept_apart_is_put_beside_the_files(model, tmp_path):
@@ -148,24 +150,6 @@ async def test_a_store_cannot_be_fetched_without_listed_files(model, tmp_path):
     wanted = settings(model.path.as_uri(), tmp_path, manifest=manifest)
     with pytest.raises(WeightsError, match="files"):
         await prepare_weights(wanted, on_progress=quiet)
-
-
-def test_the_hub_is_asked_for_admissible_files_of_the_revision(model, tmp_path, monkeypatch):
-    asked: dict[str, object] = {}
-
-    def snapshot_download(repository: str, **options: object) -> str:
-        asked.update(options, repository=repository)
-        write_fake_model(Path(str(options["local_dir"])))
-        return str(options["local_dir"])
-
-    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    cache = WeightsCache(tmp_path / "cache")
-    folder = fetch_from_hub("hf://org/model@abc", None, cache)
-    assert folder.manifest_sha256 == model.manifest_sha256
-    assert (asked["repository"], asked["revision"]) == ("org/model", "abc")
-    assert "*.safetensors" in asked["allow_patterns"]
-    assert not any(".bin" in pattern or ".py" in pattern for pattern in asked["allow_patterns"])
 
 
 async def test_the_hub_offline_is_a_plain_error(tmp_path, monkeypatch):
