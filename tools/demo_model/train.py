@@ -31,9 +31,10 @@ from tools.demo_model.evaluate import (
     score_model,
 )
 from tools.demo_model.latents import encode_world, load_latents
-from tools.demo_model.model_manifest import write_demo_manifest
+from tools.demo_model.model_manifest import VERSION, write_demo_manifest
 from tools.demo_model.pipeline import build_pipeline, load_pipeline, save_pipeline
 from tools.demo_model.tokenizer import build_tokenizer
+from tools.demo_model.versions import V2_DELTA, write_delta
 
 _EXTRA_STEPS: Final = 600  # what a missed autoencoder gate earns, a few times
 _EXTRA_TRIES: Final = 3
@@ -78,6 +79,8 @@ class Training:
 
         Of an exported model only the decoder: its latents stay what they are.
         """
+        if self._options.second_version:
+            return
         recipe, start = train_autoencoder.FROM_NOTHING, None
         if self._source is not None:
             recipe, start = train_autoencoder.FINE_TUNE, self._source.vae
@@ -120,6 +123,8 @@ class Training:
         recipe, start = train_denoiser.FROM_NOTHING, None
         if self._source is not None:
             recipe, start = train_denoiser.FINE_TUNE, Denoiser.from_pipeline(self._source)
+        if self._options.second_version:
+            recipe = train_denoiser.SECOND_VERSION
         if self._options.transformer_steps is not None:
             total = recipe.first_step + self._options.transformer_steps
             recipe = dataclasses.replace(recipe, total=total)
@@ -135,8 +140,13 @@ class Training:
         denoiser.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["average"])
         pipeline = build_pipeline(self._vae().cpu(), denoiser, mean=data.mean, std=data.std)
         size = save_pipeline(pipeline, self._options.out)
-        write_demo_manifest(self._options.out)
+        write_demo_manifest(
+            self._options.out, version="v2" if self._options.second_version else VERSION
+        )
         print(f"wrote {self._options.out}: {size} bytes of weights", flush=True)
+        if self._options.second_version:
+            size = write_delta(self._options.from_model, self._options.out)
+            print(f"wrote {V2_DELTA}: {size} bytes", flush=True)
 
     def eval(self) -> None:
         """Measure the exported model over held-out prompts, and draw a contact sheet.
@@ -180,9 +190,16 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, help="default: the recipe's")
     parser.add_argument("--transformer-steps", type=int, help="default: the recipe's")
     parser.add_argument("--from-model", type=Path, help="exported model to fine-tune")
+    parser.add_argument(
+        "--second-version",
+        action="store_true",
+        help="make v2 of --from-model: train the text encoder alone, and write the delta",
+    )
     parser.add_argument("--eval-count", type=int, default=200, help="held-out prompts to draw")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: torch's choice)")
     options = parser.parse_args()
+    if options.second_version and options.from_model is None:
+        parser.error("--second-version needs --from-model: it is a fine-tune")
     options.out = options.out or options.state / "model"
     if options.threads:
         torch.set_num_threads(options.threads)
