@@ -154,6 +154,27 @@ class ArtifactConfig(Settings):
     sweep_interval_s: float = Field(
         default=300.0, gt=0, le=24 * 3600, description="How often expired videos are removed."
     )
+    timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=600,
+        description="Seconds that the store may take for a read of 256 KiB, a deletion or a page "
+        "of a listing before the call fails; a sound store needs less than one.",
+    )
+    write_timeout_s: float = Field(
+        default=300.0,
+        gt=0,
+        le=3600,
+        description="Seconds for the write of a whole video, after which it is tried anew; 1 GiB "
+        "at 4 MB/s. A folder takes milliseconds.",
+    )
+    max_parallel: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="Calls to the store at once, each a thread; more of them wait, within their "
+        "time. 16 keep a store of 30 ms busy with 130 MB/s.",
+    )
 
 
 class JobsConfig(Settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +23,15 @@ from gateway.fleet.node_link import NodeLinks
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs.store import JobStore, MemoryJobStore
-from gateway.output.artifacts import ArtifactStore, open_store
+from gateway.output.artifacts import ArtifactStore, ObstoreArtifacts, StoreLimits, open_store
 from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolBudget
+from gateway.output.threads import Threads
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
+
+# What spool writes under way get to end; they are worth nothing any more.
+_THREADS_CLOSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +73,12 @@ async def open_core(
         ArtifactError: The artifact store cannot be used.
         OSError: The spool's folder cannot be made.
     """
-    artifacts = artifacts or open_store(config.artifacts_url)
-    await artifacts.verify(config.gateway_id)
-    config.spool_dir.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
+        if artifacts is None:
+            opened = artifacts = _open_artifacts(config)
+            stack.push_async_callback(opened.close)
+        await artifacts.verify(config.gateway_id)
+        config.spool_dir.mkdir(parents=True, exist_ok=True)
         links = NodeLinks(clock=clock)
         stack.push_async_callback(links.close)
         scope = await stack.enter_async_context(TaskScope("gateway"))
@@ -86,8 +92,8 @@ async def open_core(
             jobs=jobs or MemoryJobStore(max_records=config.jobs.max_records),
             artifacts=artifacts,
         )
-        threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "spool")
-        stack.callback(threads.shutdown)
+        threads = Threads(max(1, (os.cpu_count() or 1) // 2), "spool")
+        stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
         fleet, waiting = _routing(ground, links)
         committer = _committer(ground)
         lifetimes = _lifetimes(ground, fleet, waiting, committer)
@@ -101,6 +107,15 @@ async def open_core(
             sweeper=_sweeper(ground),
             scope=scope,
         )
+
+
+def _open_artifacts(config: GatewayConfig) -> ObstoreArtifacts:
+    limits = StoreLimits(
+        timeout_s=config.artifacts.timeout_s,
+        write_timeout_s=config.artifacts.write_timeout_s,
+        max_parallel=config.artifacts.max_parallel,
+    )
+    return open_store(config.artifacts_url, limits)
 
 
 def _routing(ground: _Ground, links: NodeLinks) -> tuple[Fleet, WaitingRoom]:
@@ -210,6 +225,7 @@ def _watch_figures(
 
 def _sweeper(ground: _Ground) -> Sweeper:
     return Sweeper(
+        region=ground.config.region,
         jobs=ground.jobs,
         artifacts=ground.artifacts,
         clock=ground.clock,

@@ -22,7 +22,9 @@ from gateway.fleet.node_link import NodeLink
 from gateway.jobs import records
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactError, ArtifactStore, artifact_key
+from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolFull
+from gateway.output.spool_file import SpoolFile
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 
@@ -68,22 +70,28 @@ class Committer:
         self._metrics = metrics
         self._retention_s = retention_s
         self._pending: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Starts nothing more after answers; the scope is about to end."""
+        self._closed = True
 
     # --- the ends ---
 
     async def complete(
         self, execution: Execution, link: NodeLink, event: node_service_pb2.NodeEvent
     ) -> Fault | None:
-        """Commits a finished video; None once the job's record is terminal."""
-        # From here on a cancel only writes the record: a stopped upload would leave
-        # an artifact that nobody knows of.
+        """Commits a finished video; None once the job's record is terminal.
+
+        Cancellation, once another terminal write has won, leaves no artifact.
+        """
+        # From here on the node has nothing to stop: it is told to forget.
         execution.committing = True
         try:
-            fault = await self._commit(execution, event)
+            return await self._commit(execution, event)
         finally:
             execution.committing = False
-        self._later("release", self._release, link, execution)
-        return fault
+            self._later("release", self._release, link, execution)
 
     async def _commit(
         self, execution: Execution, event: node_service_pb2.NodeEvent
@@ -100,8 +108,8 @@ class Committer:
             return Fault("corrupt_video", "the video's bytes did not match their checksum")
         result.attempt = event.attempt
         result.cache = video_pb2.CACHE_STATUS_MISS
-        key = artifact_key(execution.video_id, event.attempt)
-        if not await self._write(key, execution):
+        key = await self._write(spooled, execution, event.attempt)
+        if key is None:
             return _NO_STORE
         record = records.completed(
             execution.record,
@@ -110,7 +118,12 @@ class Committer:
             now_s=self._clock.wall(),
             retention_s=self._retention_s,
         )
-        standing = await self._settle(execution, record)
+        try:
+            standing = await self._settle(execution, record)
+        except asyncio.CancelledError:
+            if execution.ended.is_set() and execution.record.artifact_key != key:
+                self.discard(key)
+            raise
         if standing is None or standing.artifact_key != key:
             self.discard(key)
         else:
@@ -159,6 +172,9 @@ class Committer:
     # --- what goes on after an answer ---
 
     def _later(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+        if self._closed:
+            # A task that ends with the scope; nodes and sweeper clear up by themselves.
+            return
         task = self._scope.spawn(self._supervise(name, work, *args), name=name)
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
@@ -177,18 +193,27 @@ class Committer:
 
     # --- the artifact ---
 
-    async def _write(self, key: str, execution: Execution) -> bool:
-        for delay_s in (*_WRITE_DELAYS_S, None):
-            try:
-                await self._artifacts.put(key, execution.log.spooled.finished())
-            except ArtifactError as error:
-                _log.warning("artifact not written", job_id=execution.video_id, error=str(error))
-                if delay_s is None:
-                    break
-                await self._clock.sleep(delay_s)
-            else:
-                return True
-        return False
+    async def _write(self, spooled: VideoBytes, execution: Execution, attempt: int) -> str | None:
+        """The key under which the whole video now is; None: the store would not take it."""
+        # Its own file: whoever ends the job meanwhile closes the spool's.
+        whole = spooled.finished()
+        try:
+            for delay_s in (*_WRITE_DELAYS_S, None):
+                # A new one for each try: one that was given up may still be at work.
+                key = artifact_key(execution.video_id, attempt)
+                try:
+                    await self._artifacts.put(key, whole)
+                except ArtifactError as error:
+                    job_id = execution.video_id
+                    _log.warning("artifact not written", job_id=job_id, error=str(error))
+                else:
+                    return key
+                if delay_s is not None:
+                    await self._clock.sleep(delay_s)
+            return None
+        finally:
+            if isinstance(whole, SpoolFile):
+                whole.close()
 
     def discard(self, key: str) -> None:
         """Deletes an artifact that no record names, in the background."""

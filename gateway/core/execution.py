@@ -30,7 +30,7 @@ class Execution:
     """The node that holds its run now."""
     task: asyncio.Task[None] | None = None
     committing: bool = False
-    """The video is whole and is being written: no longer stopped, the record decides."""
+    """The video is whole and is being written; the node is done with it."""
     grace: asyncio.Task[None] | None = None
     """Cancels it when nobody watches for too long."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)

@@ -136,9 +136,13 @@ class Lifetimes:
         self._stop(execution, reason)
 
     def _stop(self, execution: Execution, reason: str) -> None:
-        if execution.task is None or execution.task.done() or execution.committing:
+        """Ends the task of a job that has ended otherwise than by it."""
+        if execution.task is None or execution.task.done():
             return
-        if execution.link is not None:
+        if execution.record.video.status == video_pb2.VIDEO_STATUS_COMPLETED:
+            # Its own commit has won and is about to say so.
+            return
+        if execution.link is not None and not execution.committing:
             self._committer.stop_at_node(execution.link, execution, reason)
         execution.task.cancel()
 
@@ -194,3 +198,4 @@ class Lifetimes:
         """Starts nothing more; the scope is about to cancel what is left."""
         self.draining = self._closed = True
         self._waiting.close()
+        self._committer.close()

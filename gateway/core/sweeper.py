@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 import structlog
@@ -24,17 +25,28 @@ class Sweeper:
     Artifacts without a record: where records are durable, all gateways' are known, and
     such an artifact goes after an hour. Where they are not, a peer may hold the record,
     so it goes only when every record of its age has expired.
+
+    Records go first and whatever the store says, so that a store which is away fills no
+    gateway with them; an artifact that could not be deleted has no record then, and
+    every later sweep tries it again.
+
+    Args:
+        region: Whose artifacts these are; those of others in a shared bucket are theirs.
+        retention_s: How long records are kept.
+        interval_s: Between sweeps, and at most for the deletions of one.
     """
 
     def __init__(
         self,
         *,
+        region: str,
         jobs: JobStore,
         artifacts: ArtifactStore,
         clock: Clock,
         retention_s: float,
         interval_s: float,
     ) -> None:
+        self._region = region
         self._jobs = jobs
         self._artifacts = artifacts
         self._clock = clock
@@ -47,33 +59,55 @@ class Sweeper:
             await self._clock.sleep(self._interval_s)
             try:
                 await self.sweep()
-            except ArtifactError as error:
-                _log.warning("sweep broke off", error=str(error))
+            except Exception:  # noqa: BLE001 - a supervisor: the next sweep goes on
+                _log.exception("sweep broke off")
 
     async def sweep(self) -> None:
         """Removes what is over now.
 
         Raises:
-            ArtifactError: The artifact store failed; the next sweep goes on.
+            ArtifactError: The artifacts could not be listed.
         """
-        await self._sweep_records()
-        await self._sweep_artifacts()
+        until_s = self._clock.monotonic() + self._interval_s
+        for key in await self._sweep_records():
+            if self._clock.monotonic() >= until_s:
+                break
+            await self._delete(key)
+        await self._sweep_artifacts(until_s)
 
-    async def _sweep_records(self) -> None:
+    async def _sweep_records(self) -> list[str]:
+        """Drops expired records; answers the keys of their artifacts."""
+        keys = []
         while records := await self._jobs.expired(self._clock.wall(), limit=_BATCH):
             for record in records:
-                if record.artifact_key:
-                    await self._artifacts.delete(record.artifact_key)
                 await self._jobs.delete(record.tenant, record.video.id)
+                if record.artifact_key:
+                    keys.append(record.artifact_key)
+        return keys
 
-    async def _sweep_artifacts(self) -> None:
-        now_s = self._clock.wall()
+    async def _sweep_artifacts(self, until_s: float) -> None:
         min_age_s = _UNREFERENCED_AFTER_S
         if not self._jobs.durable:
             min_age_s += self._retention_s
-        old = [a for a in await self._artifacts.listing() if a.modified_at_s < now_s - min_age_s]
-        known = await self._jobs.known({artifact.video_id for artifact in old})
-        for artifact in old:
-            if artifact.video_id not in known and region_of(artifact.video_id) is not None:
-                _log.info("unreferenced artifact removed", job_id=artifact.video_id)
-                await self._artifacts.delete(artifact.key)
+        before_s = self._clock.wall() - min_age_s
+        async with contextlib.aclosing(self._artifacts.listing()) as pages:
+            async for page in pages:
+                old = [
+                    artifact
+                    for artifact in page
+                    if artifact.modified_at_s < before_s
+                    and region_of(artifact.video_id) == self._region
+                ]
+                known = await self._jobs.known({artifact.video_id for artifact in old})
+                for artifact in old:
+                    if self._clock.monotonic() >= until_s:
+                        return
+                    if artifact.video_id not in known:
+                        _log.info("unreferenced artifact removed", job_id=artifact.video_id)
+                        await self._delete(artifact.key)
+
+    async def _delete(self, key: str) -> None:
+        try:
+            await self._artifacts.delete(key)
+        except ArtifactError as error:
+            _log.warning("artifact not deleted", key=key, error=str(error))

@@ -6,27 +6,42 @@ twice, so a gateway that lost its job can spoil nothing. Any obstore URL will do
 
 obstore's blocking calls run in threads here: each releases the GIL, and its own
 asynchronous ones can abort the interpreter when one ends as the process exits (seen
-with 0.12.1's ``collect_async``).
+with 0.12.1's ``collect_async``). The threads are the store's own, bounded, and nobody
+waits for one longer than a deadline: a dead mount holds up neither the rest of the
+gateway nor its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import obstore
+import structlog
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
 
+from gateway.output.artifact_write import RevocableWrite
 from gateway.output.spool_file import SpoolFile
+from gateway.output.threads import Threads
+
+T = TypeVar("T")
+
+_log = structlog.get_logger("gateway.artifacts")
 
 _PREFIX: Final = "videos"
 _MARKER_FOLDER: Final = "gateways"
 READ_PIECE_BYTES: Final = 256 * 1024
+_LISTED_AT_ONCE: Final = 1000
+# What close gives to calls under way: a thread that comes back to an interpreter which
+# is gone can abort the process.
+_CLOSE_S: Final = 2.0
 
 
 class ArtifactError(Exception):
@@ -52,8 +67,12 @@ class ArtifactStore(Protocol):
     async def put(self, key: str, data: bytes | SpoolFile) -> None:
         """Writes an artifact whole or not at all. A file stays open and as it is.
 
+        A file may be closed as soon as this ends, however it does. Cancellation takes
+        the artifact back.
+
         Raises:
-            ArtifactError: The store failed.
+            ArtifactError: The store failed, or took too long; then what is written later
+                is taken back, so another try needs a key of its own.
         """
         ...
 
@@ -74,8 +93,8 @@ class ArtifactStore(Protocol):
         """
         ...
 
-    async def listing(self) -> list[StoredArtifact]:
-        """Every artifact.
+    def listing(self) -> AsyncGenerator[list[StoredArtifact]]:
+        """Every artifact, some hundreds at a time, in no order.
 
         Raises:
             ArtifactError: The store failed.
@@ -106,6 +125,17 @@ async def pieces(
         offset += len(piece)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLimits:
+    """How long a call may take and how many may run at once."""
+
+    timeout_s: float = 30.0
+    """Of a read, a deletion or a page of a listing."""
+    write_timeout_s: float = 300.0
+    """Of a whole video's write."""
+    max_parallel: int = 16
+
+
 class ObstoreArtifacts:
     """An :class:`ArtifactStore` over any store that obstore knows.
 
@@ -114,18 +144,43 @@ class ObstoreArtifacts:
         where: Named in errors.
         folder: The store's local folder, where it has one: a spool file on the same file
             system becomes an artifact by being given its name, without a copy.
+        limits: Deadlines and threads.
     """
 
-    def __init__(self, store: Any, *, where: str, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        store: Any,
+        *,
+        where: str,
+        folder: Path | None = None,
+        limits: StoreLimits | None = None,
+    ) -> None:
         self._store = store
         self._where = where
         self._folder = folder
+        self._limits = limits or StoreLimits()
+        self._threads = Threads(self._limits.max_parallel, "artifacts")
+
+    async def close(self) -> None:
+        """Waits a moment for the calls under way and leaves those that hang."""
+        await self._threads.close(_CLOSE_S)
 
     async def put(self, key: str, data: bytes | SpoolFile) -> None:
         """See :meth:`ArtifactStore.put`."""
-        await self._call(self._put, key, data)
+        # A thread may be at it when the caller has given up and closed its own.
+        own = data.duplicate() if isinstance(data, SpoolFile) else data
+        write = RevocableWrite(partial(self._write, key, own), partial(self._undo, key))
+        writing = self._threads.submit(write.run)
+        if isinstance(own, SpoolFile):
+            writing.add_done_callback(lambda _: own.close())
+        try:
+            await self._result(writing, self._limits.write_timeout_s)
+        except BaseException:
+            if write.give_up():
+                self._threads.submit(write.undo)
+            raise
 
-    def _put(self, key: str, data: bytes | SpoolFile) -> None:
+    def _write(self, key: str, data: bytes | SpoolFile) -> None:
         if self._folder is not None and _put_local(self._folder, key, data):
             return
         if isinstance(data, bytes):
@@ -133,9 +188,16 @@ class ObstoreArtifacts:
         else:
             obstore.put(self._store, key, data.pieces(), use_multipart=True)
 
+    def _undo(self, key: str) -> None:
+        try:
+            obstore.delete(self._store, key)
+        except (BaseError, OSError) as error:
+            # The sweeper collects what nobody refers to.
+            _log.warning("artifact not taken back", key=key, error=str(error))
+
     async def read(self, key: str, offset: int, length: int) -> bytes:
         """See :meth:`ArtifactStore.read`."""
-        data: bytes = await self._call(self._read, key, offset, length)
+        data = await self._call(self._read, key, offset, length)
         if len(data) != length:
             raise ArtifactError(f"{self._where}: {key} ends before byte {offset + length}")
         return data
@@ -150,20 +212,11 @@ class ObstoreArtifacts:
         except ArtifactMissing:
             return
 
-    async def listing(self) -> list[StoredArtifact]:
+    async def listing(self) -> AsyncGenerator[list[StoredArtifact]]:
         """See :meth:`ArtifactStore.listing`."""
-        found: list[StoredArtifact] = await self._call(self._listing)
-        return found
-
-    def _listing(self) -> list[StoredArtifact]:
-        found = []
-        for batch in obstore.list(self._store, prefix=_PREFIX):
-            for meta in batch:
-                parts = meta["path"].split("/")
-                if len(parts) == 3:
-                    modified_at_s = meta["last_modified"].timestamp()
-                    found.append(StoredArtifact(meta["path"], parts[1], modified_at_s))
-        return found
+        pages = obstore.list(self._store, prefix=_PREFIX, chunk_size=_LISTED_AT_ONCE)
+        while (page := await self._call(_next_page, pages)) is not None:
+            yield page
 
     async def verify(self, gateway_id: str) -> None:
         """See :meth:`ArtifactStore.verify`."""
@@ -178,13 +231,31 @@ class ObstoreArtifacts:
                 "does another gateway use the id?"
             )
 
-    async def _call(self, function: Any, *args: Any) -> Any:
+    async def _call(self, function: Callable[..., T], *args: Any) -> T:
+        return await self._result(self._threads.submit(function, *args), self._limits.timeout_s)
+
+    async def _result(self, work: Future[T], timeout_s: float) -> T:
         try:
-            return await asyncio.to_thread(function, *args)
+            async with asyncio.timeout(timeout_s) as limit:
+                return await asyncio.wrap_future(work)
         except FileNotFoundError as error:
             raise ArtifactMissing(f"{self._where}: {error}") from error
         except (BaseError, OSError) as error:
-            raise ArtifactError(f"{self._where}: {error}") from error
+            what = f"no answer within {timeout_s:g} s" if limit.expired() else error
+            raise ArtifactError(f"{self._where}: {what}") from error
+
+
+def _next_page(pages: Any) -> list[StoredArtifact] | None:
+    page = next(pages, None)
+    if page is None:
+        return None
+    found = []
+    for meta in page:
+        parts = meta["path"].split("/")
+        if len(parts) == 3:
+            modified_at_s = meta["last_modified"].timestamp()
+            found.append(StoredArtifact(meta["path"], parts[1], modified_at_s))
+    return found
 
 
 def _put_local(folder: Path, key: str, data: bytes | SpoolFile) -> bool:
@@ -201,7 +272,7 @@ def _put_local(folder: Path, key: str, data: bytes | SpoolFile) -> bool:
         file.close()
 
 
-def open_store(url: str) -> ObstoreArtifacts:
+def open_store(url: str, limits: StoreLimits | None = None) -> ObstoreArtifacts:
     """The artifact store at an obstore URL or a local folder, which is made if need be.
 
     Raises:
@@ -212,9 +283,10 @@ def open_store(url: str) -> ObstoreArtifacts:
             folder = Path(url)
             folder.mkdir(parents=True, exist_ok=True)
             folder = folder.resolve()
-            return ObstoreArtifacts(LocalStore(prefix=folder), where=url, folder=folder)
+            store = LocalStore(prefix=folder)
+            return ObstoreArtifacts(store, where=url, folder=folder, limits=limits)
         if url.startswith("memory:"):
-            return ObstoreArtifacts(MemoryStore(), where=url)
-        return ObstoreArtifacts(from_url(url), where=url)
+            return ObstoreArtifacts(MemoryStore(), where=url, limits=limits)
+        return ObstoreArtifacts(from_url(url), where=url, limits=limits)
     except (BaseError, OSError, ValueError) as error:
         raise ArtifactError(f"artifacts.url {url}: {error}") from error

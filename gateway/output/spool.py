@@ -174,11 +174,11 @@ class VideoBytes:
     def finished(self) -> bytes | SpoolFile:
         """Everything, after :meth:`seal`: the bytes where they are in memory, else their file.
 
-        The file stays readable until :meth:`rebase` or :meth:`void`.
+        The file is the caller's own to close: :meth:`rebase` and :meth:`void` leave it whole.
         """
         if self._file is None:
             return b"".join(self._recent.values())
-        return self._file
+        return self._file.duplicate()
 
     def rebase(self, read: ReadRange) -> None:
         """Reads come from the committed artifact from now on; the file goes."""
@@ -227,17 +227,11 @@ class VideoBytes:
         if file is None:
             raise BytesGone
         # One of its own: the file may be closed while the thread reads.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._executor, _read_and_close, file.duplicate(), offset, length
-        )
-
-
-def _read_and_close(file: SpoolFile, offset: int, length: int) -> bytes:
-    try:
-        return file.read(offset, length)
-    finally:
-        file.close()
+        own = file.duplicate()
+        reading = self._executor.submit(own.read, offset, length)
+        # Also where the reader leaves before a thread has come to it.
+        reading.add_done_callback(lambda _: own.close())
+        return await asyncio.wrap_future(reading)
 
 
 def _hash_and_write(

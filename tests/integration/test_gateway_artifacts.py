@@ -6,77 +6,11 @@ import pytest
 from reelmesh.v1 import video_pb2
 
 from gateway import errors
-from gateway.core.sweeper import Sweeper
-from gateway.jobs.store import MemoryJobStore
 from gateway.output.artifacts import ArtifactError, ArtifactMissing, open_store
-from reelkit.clock import SystemClock
 from tests.support import fakenode
+from tests.support.artifacts import Slow, listed
 from tests.support.fakenode import VIDEO, FakeNode, serve_node
 from tests.support.gateways import ME, data_of, kinds, open_gateway
-
-
-class WallClock(SystemClock):
-    """The machine's clock, some time ahead."""
-
-    def __init__(self):
-        self.ahead_s = 0.0
-
-    def wall(self):
-        return super().wall() + self.ahead_s
-
-
-def sweeper_of(artifacts, jobs, clock, *, retention_s=100.0):
-    return Sweeper(
-        jobs=jobs, artifacts=artifacts, clock=clock, retention_s=retention_s, interval_s=1.0
-    )
-
-
-async def test_record_and_artifact_expire_together(tmp_path):
-    node, clock = FakeNode("n0"), WallClock()
-    artifacts, jobs = open_store(str(tmp_path / "a")), MemoryJobStore(max_records=10)
-    opened = open_gateway(
-        tmp_path, jobs=jobs, artifacts=artifacts, clock=clock, runs={"linger_s": 0}
-    )
-    async with serve_node(node), opened as gateway:
-        await gateway.know(node)
-        video = await gateway.create()
-        await gateway.watched(video.id)
-        sweeper = gateway.core.sweeper
-        await sweeper.sweep()
-        assert len(await artifacts.listing()) == 1
-        clock.ahead_s = 24 * 3600 + 60
-        await sweeper.sweep()
-        assert await artifacts.listing() == []
-        with pytest.raises(errors.VideoNotFound):
-            await gateway.core.videos.get(ME, video.id)
-
-
-async def test_an_artifact_without_a_record_goes_only_when_all_of_its_age_have(tmp_path):
-    clock, artifacts = WallClock(), open_store(str(tmp_path / "a"))
-    sweeper = sweeper_of(artifacts, MemoryJobStore(max_records=10), clock)
-    await artifacts.put("videos/ap-01jd3x8z5q0e8m2c4r6t7v9wxy/1-a.mp4", b"x")
-    await artifacts.put("videos/not-ours/1-a.mp4", b"x")
-    clock.ahead_s = 3601
-    await sweeper.sweep()
-    assert len(await artifacts.listing()) == 2
-    clock.ahead_s = 3601 + 100
-    await sweeper.sweep()
-    # What is not named as we name things is not ours to delete.
-    assert [a.video_id for a in await artifacts.listing()] == ["not-ours"]
-
-
-async def test_where_records_are_durable_an_hour_is_enough(tmp_path):
-    class Durable(MemoryJobStore):
-        durable = True
-
-    clock, artifacts = WallClock(), open_store(str(tmp_path / "a"))
-    sweeper = sweeper_of(artifacts, Durable(max_records=10), clock, retention_s=1e6)
-    await artifacts.put("videos/ap-01jd3x8z5q0e8m2c4r6t7v9wxy/1-a.mp4", b"x")
-    await sweeper.sweep()
-    assert len(await artifacts.listing()) == 1
-    clock.ahead_s = 3601
-    await sweeper.sweep()
-    assert await artifacts.listing() == []
 
 
 async def test_a_deleted_videos_artifact_goes_at_once(tmp_path):
@@ -85,35 +19,11 @@ async def test_a_deleted_videos_artifact_goes_at_once(tmp_path):
         await gateway.know(node)
         video = await gateway.create()
         await gateway.watched(video.id)
-        assert len(await artifacts.listing()) == 1
+        assert len(await listed(artifacts)) == 1
         await gateway.core.videos.delete(ME, video.id)
         async with asyncio.timeout(5):
-            while await artifacts.listing():  # noqa: ASYNC110 - told to nobody
+            while await listed(artifacts):  # noqa: ASYNC110 - told to nobody
                 await asyncio.sleep(0.01)
-
-
-class Slow:
-    """A store whose writes wait for the test, or fail as often as it says."""
-
-    def __init__(self, inner, *, failures=0):
-        self._inner = inner
-        self.go = asyncio.Event()
-        self.writing = asyncio.Event()
-        self.failures = failures
-
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
-
-    async def verify(self, gateway_id):
-        pass
-
-    async def put(self, key, data):
-        self.writing.set()
-        await self.go.wait()
-        if self.failures:
-            self.failures -= 1
-            raise ArtifactError("scripted")
-        await self._inner.put(key, data)
 
 
 async def test_nothing_is_said_to_be_completed_before_it_is_written(tmp_path):
@@ -152,7 +62,7 @@ async def test_a_cancel_while_it_is_written_wins_and_leaves_no_artifact(tmp_path
         await node.until(lambda: node.releases)
         await gateway.until(lambda: gateway.metric("jobs_live") == 0)
         async with asyncio.timeout(5):
-            while await slow.listing():  # noqa: ASYNC110 - told to nobody
+            while await listed(slow):  # noqa: ASYNC110 - told to nobody
                 await asyncio.sleep(0.01)
 
 
@@ -184,7 +94,7 @@ async def test_an_artifact_that_is_gone_is_not_found(tmp_path):
         await gateway.know(node)
         video = await gateway.create()
         await gateway.watched(video.id)
-        await artifacts.delete((await artifacts.listing())[0].key)
+        await artifacts.delete((await listed(artifacts))[0].key)
         with pytest.raises(errors.VideoNotFound):
             await gateway.watched(video.id)
         download = await gateway.core.videos.download(ME, video.id, offset=0)

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from reelmesh.v1 import node_service_pb2, video_pb2, video_service_pb2
@@ -271,8 +273,53 @@ async def test_what_is_sealed_is_what_was_appended(spools, size, memory_bytes):
             await spooled.room()
     assert await spooled.seal() == hashlib.sha256(data).hexdigest()
     finished = spooled.finished()
-    kept = b"".join(finished.pieces()) if isinstance(finished, SpoolFile) else finished
+    kept = finished
+    if isinstance(finished, SpoolFile):
+        kept = b"".join(finished.pieces())
+        finished.close()
     assert kept == data
+    spooled.void()
+
+
+async def on_disk(spools, size=3 * MIB):
+    """A sealed spool whose bytes are in its file."""
+    spooled = spools.new()
+    for offset in range(0, size, MIB):
+        spooled.append(offset, b"x" * MIB)
+        await spooled.room()
+    await spooled.seal()
+    return spooled
+
+
+async def test_the_finished_file_outlives_the_spools_own(spools, tmp_path):
+    spooled = await on_disk(spools)
+    finished = spooled.finished()
+    spooled.void()
+    # The next file gets the number of the closed one.
+    other = SpoolFile(tmp_path)
+    other.write(b"else")
+    assert b"".join(finished.pieces()) == b"x" * 3 * MIB
+    finished.close()
+    other.close()
+
+
+def descriptors():
+    """How many this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+async def test_a_reader_that_leaves_the_line_for_a_thread_leaves_no_descriptor(spools):
+    spooled = await on_disk(spools)
+    go = threading.Event()
+    spools.executor.submit(go.wait)
+    before = descriptors()
+    reading = asyncio.ensure_future(spooled.read(0, 10))
+    await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert descriptors() == before
+    go.set()
+    assert await spooled.read(0, 10) == b"x" * 10
     spooled.void()
 
 
