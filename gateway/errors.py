@@ -12,6 +12,7 @@
     ├── NotFinished             bytes were asked for before the video is complete
     ├── ResourceExhausted       a bound is reached: come back after retry_after_s
     ├── Unavailable             this region cannot serve now
+    ├── ReaderTooSlow           a client took nothing of its stream for too long
     └── JobFailed               the video ended as failed; carries the job's own code
 
 Each class has a stable ``code`` and says whether a retry can help. The mapping to
@@ -106,6 +107,13 @@ class Unavailable(GatewayError):  # noqa: N818 - likewise
     """The region cannot serve now."""
 
     code = "unavailable"
+    retryable = True
+
+
+class ReaderTooSlow(GatewayError):  # noqa: N818 - likewise
+    """The client took nothing of its stream for too long; it may resume."""
+
+    code = "reader_too_slow"
     retryable = True
 
 

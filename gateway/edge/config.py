@@ -40,6 +40,7 @@ class EdgeConfig(Settings):
         default=60.0,
         gt=0,
         le=600,
-        description="Seconds that an HTTP client may take no byte of a stream before its "
-        "connection is cut, so that it holds neither memory nor a subscription.",
+        description="Seconds that a client may take nothing of a stream before it is ended (HTTP: "
+        "the connection is cut; gRPC: ABORTED), so that it holds neither memory nor a "
+        "subscription. Video players pause for less.",
     )

@@ -69,6 +69,10 @@ ERROR_TABLE: Mapping[type[errors.GatewayError], ErrorRow] = MappingProxyType(
         errors.Unavailable: ErrorRow(
             503, "The region cannot serve now", grpc.StatusCode.UNAVAILABLE, "server_error"
         ),
+        # Over HTTP such a connection is cut, since its status has long been sent.
+        errors.ReaderTooSlow: ErrorRow(
+            408, "The stream was not read in time", grpc.StatusCode.ABORTED
+        ),
     }
 )
 

@@ -27,7 +27,8 @@ from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge.streams import closing
 from gateway.edge_grpc.health import HealthFromReadiness
-from gateway.edge_grpc.wrapper import GrpcEdge, Rpc, Write
+from gateway.edge_grpc.wrapper import GrpcEdge, Rpc
+from gateway.edge_grpc.writing import Write
 from reelkit.clock import Clock
 from reelkit.rpc import MAX_MESSAGE_BYTES, server_options
 
@@ -75,6 +76,7 @@ def add_grpc_services(
         metrics=metrics,
         clock=clock,
         max_message_bytes=config.max_body_bytes,
+        write_timeout_s=config.write_timeout_s,
     )
     names = []
     for descriptor, servicer in (

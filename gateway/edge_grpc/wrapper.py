@@ -6,8 +6,10 @@ RPC would touch every message.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import grpc
@@ -23,15 +25,18 @@ from gateway.auth.errors import MalformedToken
 from gateway.auth.tokens import TokenVerifier
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.decode import Undecodable, deserializer
-from gateway.edge_grpc.status import internal_status, rich_status
+from gateway.edge_grpc.status import RichStatus, internal_status, rich_status
+from gateway.edge_grpc.writing import TimedWrites, Write
 from reelkit.clock import Clock
 from reelkit.tracing import context_from_metadata
+
+# A status leaves at once where the client reads.
+_ABORT_S = 1.0
 
 _log = structlog.get_logger("gateway.grpc")
 _tracer = trace.get_tracer("gateway.grpc")
 
 Context = Any  # aio.ServicerContext is generic in the stubs and not at run time
-Write = Callable[[Any], Awaitable[None]]
 Unary = Callable[[Caller, Any], Awaitable[Message]]
 Streaming = Callable[[Caller, Any, Write], Awaitable[None]]
 
@@ -56,11 +61,13 @@ class GrpcEdge:
         metrics: EdgeMetrics,
         clock: Clock,
         max_message_bytes: int,
+        write_timeout_s: float,
     ) -> None:
         self._verifier = verifier
         self._metrics = metrics
         self._clock = clock
         self._max_message_bytes = max_message_bytes
+        self._write_timeout_s = write_timeout_s
 
     def handler(self, rpc: Rpc) -> grpc.RpcMethodHandler[Any, Any]:
         """The guarded handler of an RPC.
@@ -74,7 +81,7 @@ class GrpcEdge:
         decode = deserializer(rpc.request, max_bytes=self._max_message_bytes)
         if rpc.streaming is not None:
             return grpc.unary_stream_rpc_method_handler(
-                self._guarded(rpc.endpoint, scope, _answer_stream(rpc.streaming)),
+                self._guarded(rpc.endpoint, scope, self._answer_stream(rpc.streaming)),
                 request_deserializer=decode,
                 response_serializer=_serialize,
             )
@@ -118,10 +125,22 @@ class GrpcEdge:
                     return answered
                 outcome.code = status.code.name
                 current.set_attribute("rpc.grpc.status_code", status.code.value[0])
-                await context.abort(status.code, status.details, status.trailing_metadata)
+                await _abort(context, status)
                 return None
 
         return guarded
+
+    def _answer_stream(
+        self, streaming: Streaming
+    ) -> Callable[[Caller, Any, Context], Awaitable[Message | None]]:
+        async def answer(caller: Caller, request: Any, context: Context) -> Message | None:
+            # H.264 does not get smaller, and the CPU is the gateway's scarcest good.
+            context.set_compression(grpc.Compression.NoCompression)
+            writes = TimedWrites(context.write, timeout_s=self._write_timeout_s)
+            await writes.run(partial(streaming, caller, request))
+            return None
+
+        return answer
 
     def _measured(self, endpoint: str) -> _Measured:
         return _Measured(self._metrics, self._clock, endpoint)
@@ -155,16 +174,15 @@ def _answer_unary(
     return answer
 
 
-def _answer_stream(
-    streaming: Streaming,
-) -> Callable[[Caller, Any, Context], Awaitable[Message | None]]:
-    async def answer(caller: Caller, request: Any, context: Context) -> Message | None:
-        # H.264 does not get smaller, and the CPU is the gateway's scarcest good.
-        context.set_compression(grpc.Compression.NoCompression)
-        await streaming(caller, request, context.write)
-        return None
-
-    return answer
+async def _abort(context: Context, status: RichStatus) -> None:
+    """Ends the call with a status, which waits behind what the client has not read yet."""
+    try:
+        async with asyncio.timeout(_ABORT_S):
+            await context.abort(status.code, status.details, status.trailing_metadata)
+    except TimeoutError:
+        # It is under way and will be read if the client ever reads again; nobody need
+        # wait for that. Returning instead would have grpc complain of the abort.
+        raise asyncio.CancelledError from None
 
 
 def _serialize(message: Message | bytes) -> bytes:
