@@ -12,6 +12,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry
 
 from gateway.config import GatewayConfig
+from gateway.core.admission import Admission
 from gateway.core.commit import Committer
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
@@ -196,19 +197,28 @@ def _videos(
     ground.metrics.watch_figure(
         "spool_bytes", "Bytes in spool files.", lambda: float(budget.used_bytes)
     )
-    return Videos(
+    admission = Admission(
         region=config.region,
         gateway_id=config.gateway_id,
+        fleet=fleet,
+        waiting=waiting,
+        lifetimes=lifetimes,
+        jobs=ground.jobs,
+        scope=ground.scope,
+        new_bytes=new_bytes,
+        clock=ground.clock,
+        metrics=ground.metrics,
+        max_lifetime_s=config.runs.max_lifetime_s,
+    )
+    return Videos(
+        region=config.region,
+        admission=admission,
         fleet=fleet,
         waiting=waiting,
         lifetimes=lifetimes,
         committer=committer,
         jobs=ground.jobs,
         artifacts=ground.artifacts,
-        new_bytes=new_bytes,
-        clock=ground.clock,
-        metrics=ground.metrics,
-        max_lifetime_s=config.runs.max_lifetime_s,
     )
 
 
@@ -217,6 +227,7 @@ def _watch_figures(
 ) -> None:
     watch = ground.metrics.watch_figure
     watch("jobs_live", "Jobs that have not ended.", lambda: float(lifetimes.live))
+    watch("jobs_held", "Jobs whose events are kept.", lambda: float(lifetimes.held))
     watch("jobs_waiting", "Jobs that wait for a node.", lambda: float(len(waiting)))
     watch("predicted_wait_seconds", "Wait of a job for the default model.", videos.predicted_wait_s)
     watch("nodes", "Nodes known.", lambda: float(sum(1 for _ in fleet.links)))

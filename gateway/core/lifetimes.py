@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -18,6 +19,10 @@ from reelkit.tasks import TaskScope
 
 # What drain gives nodes and the artifact store to hear of the end, beyond its limit.
 _FLUSH_S = 2.0
+
+# Between attempts to write a job's end where the store fails.
+_STORE_FIRST_DELAY_S = 0.2
+_STORE_MAX_DELAY_S = 5.0
 
 _BROKEN = video_pb2.FailedEvent(
     code="internal", message="the gateway failed to run this video", retryable=True
@@ -55,6 +60,7 @@ class Lifetimes:
         self._linger_s = linger_s
         self._executions: dict[str, Execution] = {}
         self._lingering: deque[tuple[float, str]] = deque()
+        self._pruning = False
         self._live = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,6 +71,11 @@ class Lifetimes:
     def live(self) -> int:
         """Jobs that have not ended."""
         return self._live
+
+    @property
+    def held(self) -> int:
+        """Jobs that are live or ended a short while ago."""
+        return len(self._executions)
 
     def get(self, video_id: str) -> Execution | None:
         """The execution of a video that is live or ended a short while ago."""
@@ -100,7 +111,20 @@ class Lifetimes:
             await self._runner.run(execution)
         except Exception:  # noqa: BLE001 - the supervisor of jobs: one job's bug ends that job
             _log.exception("job broke off", job_id=execution.video_id)
-            await self._committer.fail(execution, _BROKEN)
+            await self._until_ended(execution, lambda: self._committer.fail(execution, _BROKEN))
+
+    async def _until_ended(
+        self, execution: Execution, write: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Makes a job terminal; a store that fails is asked again until the job has ended."""
+        delay_s = _STORE_FIRST_DELAY_S
+        while not execution.ended.is_set():
+            try:
+                await write()
+            except Exception as error:  # noqa: BLE001 - a supervisor: the end must come
+                _log.warning("end not written", job_id=execution.video_id, error=str(error))
+                await self._clock.sleep(delay_s)
+                delay_s = min(2 * delay_s, _STORE_MAX_DELAY_S)
 
     def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
         deadline.cancel()
@@ -113,6 +137,16 @@ class Lifetimes:
             execution.grace = None
         self._lingering.append((self._clock.monotonic() + self._linger_s, execution.video_id))
         self._prune()
+        if self._lingering and not self._pruning and not self._closed:
+            self._pruning = True
+            self._scope.spawn(self._prune_in_time(), name="prune")
+
+    async def _prune_in_time(self) -> None:
+        """Drops each when its time has come, until there is none: no request need come."""
+        while self._lingering:
+            await self._clock.sleep(max(self._lingering[0][0] - self._clock.monotonic(), 0.0))
+            self._prune()
+        self._pruning = False
 
     def _prune(self) -> None:
         """Drops those that ended long enough ago."""
@@ -125,7 +159,7 @@ class Lifetimes:
         error = video_pb2.FailedEvent(
             code="deadline_exceeded", message="the job's deadline passed", retryable=True
         )
-        await self._committer.fail(execution, error)
+        await self._until_ended(execution, lambda: self._committer.fail(execution, error))
         self._stop(execution, "deadline")
 
     # --- ends from outside ---
@@ -169,7 +203,9 @@ class Lifetimes:
     async def _miss(self, execution: Execution) -> None:
         await self._clock.sleep(self._client_grace_s)
         execution.grace = None
-        await self.cancel(execution, "disconnected")
+        reason = "disconnected"
+        await self._until_ended(execution, lambda: self._committer.cancel(execution, reason))
+        self._stop(execution, reason)
 
     # --- shutdown ---
 
@@ -190,7 +226,10 @@ class Lifetimes:
                 message="the gateway was shut down before the video was done",
                 retryable=True,
             )
-            await self._committer.fail(execution, error)
+            try:
+                await self._committer.fail(execution, error)
+            except Exception:  # noqa: BLE001 - a supervisor: the others are ended too
+                _log.exception("end not written", job_id=execution.video_id)
             self._stop(execution, "gateway_stopped")
         await self._committer.flush(_FLUSH_S)
 

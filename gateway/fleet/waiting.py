@@ -80,10 +80,9 @@ class WaitingRoom:
         """Jobs that a new one would wait behind."""
         return len(self._lines.get(model, ()))
 
-    @property
-    def full(self) -> bool:
-        """Whether one more job is one too many."""
-        return len(self) >= self._max_waiting
+    def full(self, *, coming: int = 0) -> bool:
+        """Whether one more job is one too many, with those that are about to enter."""
+        return len(self) + coming >= self._max_waiting
 
     def predicted_wait_s(self, model: ModelKey) -> float | None:
         """Seconds until a job admitted now would start; None: no node serves the model."""
