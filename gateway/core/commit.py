@@ -17,7 +17,7 @@ from reelmesh.v1 import job_service_pb2, node_service_pb2, video_pb2
 
 from gateway.core.execution import Execution
 from gateway.core.metrics import GatewayMetrics
-from gateway.core.node_run import Fault
+from gateway.core.node_run import OWN_DISK, Fault
 from gateway.fleet.node_link import NodeLink
 from gateway.jobs import records
 from gateway.jobs.store import JobStore
@@ -103,7 +103,7 @@ class Committer:
             sha256 = await spooled.seal()
         except (SpoolFull, OSError) as error:
             _log.error("spool failed", job_id=execution.video_id, error=str(error))
-            return _OWN_DISK
+            return OWN_DISK
         if not spooled.size or (sha256, spooled.size) != (result.sha256, result.size_bytes):
             return Fault("corrupt_video", "the video's bytes did not match their checksum")
         result.attempt = event.attempt
@@ -171,13 +171,16 @@ class Committer:
 
     # --- what goes on after an answer ---
 
-    def _later(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
+    def _later(
+        self, name: str, work: Callable[..., Awaitable[None]], *args: Any
+    ) -> asyncio.Task[None] | None:
         if self._closed:
             # A task that ends with the scope; nodes and sweeper clear up by themselves.
-            return
+            return None
         task = self._scope.spawn(self._supervise(name, work, *args), name=name)
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
+        return task
 
     async def _supervise(self, name: str, work: Callable[..., Awaitable[None]], *args: Any) -> None:
         # Takes no coroutine: one whose task is cancelled before its first step is a warning.
@@ -235,9 +238,15 @@ class Committer:
             lambda: link.stub.Release(request, timeout=_NODE_CALL_TIMEOUT_S), what="release"
         )
 
-    def stop_at_node(self, link: NodeLink, execution: Execution, reason: str) -> None:
-        """Has the node stop the job's run, in the background."""
-        self._later("stop", self._stop, link, execution, reason)
+    def stop_at_node(
+        self, link: NodeLink, execution: Execution, reason: str
+    ) -> asyncio.Task[None] | None:
+        """Has the node stop the job's run, in the background; None: too late for that.
+
+        The node is told of the job and not of a try: cancel the task before another try
+        there, which replaces the earlier run by itself.
+        """
+        return self._later("stop", self._stop, link, execution, reason)
 
     async def _stop(self, link: NodeLink, execution: Execution, reason: str) -> None:
         request = node_service_pb2.CancelRequest(
@@ -264,13 +273,6 @@ class Committer:
                 return
 
 
-_OWN_DISK = Fault(
-    "spool_failed",
-    "the gateway could not keep the video's bytes",
-    retryable=False,
-    of_node=False,
-    client_may_retry=True,
-)
 _NO_STORE = Fault(
     "artifact_store",
     "the finished video could not be stored",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
@@ -43,7 +43,17 @@ class Fault:
     """Counts against the node."""
     client_may_retry: bool = False
     """Where it is not retried here: whether the client may."""
+    runs_on: bool = False
+    """The node may not know of it, and must be told to stop."""
 
+
+OWN_DISK = Fault(
+    "spool_failed",
+    "the gateway could not keep the video's bytes",
+    retryable=False,
+    of_node=False,
+    client_may_retry=True,
+)
 
 # The job's own mistake, in a node's eyes.
 _OF_THE_JOB = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
@@ -89,10 +99,9 @@ class NodeRun:
         except aio.UsageError:
             # The node left the fleet between placing and calling.
             return _CLOSED
+        limit = asyncio.timeout(self._accept_timeout_s)
         try:
-            return await self._follow(call, execution)
-        except TimeoutError:
-            return Fault("node_silent", "the node stopped answering")
+            return await self._follow(call, execution, limit)
         except aio.AioRpcError as error:
             return _fault_of(error)
         except asyncio.CancelledError:
@@ -102,19 +111,14 @@ class NodeRun:
                 raise
             return _CLOSED
         except ByteGap:
-            return Fault("corrupt_stream", "the node's stream had a gap")
+            return Fault("corrupt_stream", "the node's stream had a gap", runs_on=True)
         except SpoolFull as error:
-            return Fault(
-                "spool_full", str(error), retryable=False, of_node=False, client_may_retry=True
-            )
+            return replace(OWN_DISK, code="spool_full", message=str(error), runs_on=True)
         except OSError:
-            return Fault(
-                "spool_failed",
-                "the gateway could not keep the video's bytes",
-                retryable=False,
-                of_node=False,
-                client_may_retry=True,
-            )
+            if limit.expired():
+                return Fault("node_silent", "the node stopped answering", runs_on=True)
+            # A TimeoutError of a disk's own (ETIMEDOUT) too.
+            return replace(OWN_DISK, runs_on=True)
         finally:
             call.cancel()
 
@@ -122,10 +126,11 @@ class NodeRun:
         self,
         call: RunStream,
         execution: Execution,
+        limit: asyncio.Timeout,
     ) -> node_service_pb2.NodeEvent | Busy | Fault:
         now = asyncio.get_running_loop().time
         log = execution.log
-        async with asyncio.timeout(self._accept_timeout_s) as limit:
+        async with limit:
             silent_from = 0.0
             while True:
                 response = await call.read()

@@ -6,8 +6,9 @@ whoever made the record terminal.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import structlog
 from opentelemetry import trace
@@ -37,6 +38,8 @@ class _Course:
 
     ticket: Ticket
     worker_deaths: int = 0
+    stops: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Cancels on their way, by node."""
 
 
 class Runner:
@@ -87,6 +90,9 @@ class Runner:
             execution.set_status(video_pb2.VIDEO_STATUS_QUEUED)
             link = await self._waiting.place(course.ticket)
             execution.link = link
+            stop = course.stops.pop(link.node_id, None)
+            if stop is not None:
+                stop.cancel()
             execution.begin_attempt(attempt, try_, link.node_id, self._clock.wall())
             if try_ == 1:
                 self._retries.note_start(self._clock.monotonic())
@@ -104,6 +110,8 @@ class Runner:
             if outcome is not None:
                 execution.end_attempt(outcome.code)
                 self._learn(course, link, outcome)
+                if outcome.runs_on:
+                    self._stop(execution, course, link, outcome)
             return outcome
 
     async def _run_at(
@@ -114,6 +122,11 @@ class Runner:
         if isinstance(outcome, node_service_pb2.NodeEvent):
             return await self._committer.complete(execution, link, outcome)
         return outcome
+
+    def _stop(self, execution: Execution, course: _Course, link: NodeLink, fault: Fault) -> None:
+        stop = self._committer.stop_at_node(link, execution, fault.code)
+        if stop is not None:
+            course.stops[link.node_id] = stop
 
     def _learn(self, course: _Course, link: NodeLink, fault: Fault) -> None:
         ask = course.ticket.ask
