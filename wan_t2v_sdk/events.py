@@ -43,7 +43,8 @@ class VideoEvent:
     position: int = 0
     """queued: jobs ahead of this one."""
     eta_s: float = 0.0
-    """queued: until it starts; progress: until it is done. Seconds, an estimate."""
+    """queued: until it starts; progress: until it is done. Seconds, an estimate; 0 where
+    there is none, as while no node serves the model."""
     region: str = ""
     node: str = ""
     attempt: int = 0

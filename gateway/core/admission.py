@@ -191,10 +191,12 @@ class Admission:
         keep: bool,
     ) -> Execution:
         video = record.video
-        wait_s = self._waiting.predicted_wait_s(ask.model) or 0.0
-        position = self._waiting.ahead(ask.model)
         queued = video_pb2.QueuedEvent(
-            position=position, eta_s=wait_s, durable=video.durable, spec=video.spec
+            position=self._waiting.ahead(ask.model),
+            # None, and so unset, where the last node went since it was admitted.
+            eta_s=self._waiting.predicted_wait_s(ask.model),
+            durable=video.durable,
+            spec=video.spec,
         )
         log = EventLog(video_id=video.id, new_bytes=self._new_bytes, queued=queued)
         lifetime_s = self._max_lifetime_s

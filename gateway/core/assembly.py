@@ -229,6 +229,7 @@ def _watch_figures(
     watch("jobs_live", "Jobs that have not ended.", lambda: float(lifetimes.live))
     watch("jobs_held", "Jobs whose events are kept.", lambda: float(lifetimes.held))
     watch("jobs_waiting", "Jobs that wait for a node.", lambda: float(len(waiting)))
+    watch("models_waited_for", "Model versions that jobs wait for.", lambda: float(waiting.lines))
     watch("predicted_wait_seconds", "Wait of a job for the default model.", videos.predicted_wait_s)
     watch("nodes", "Nodes known.", lambda: float(sum(1 for _ in fleet.links)))
     watch("ready_workers", "Workers that take work.", lambda: float(fleet.ready_workers))

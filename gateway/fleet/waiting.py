@@ -23,6 +23,7 @@ from gateway.fleet.placement import (
     choose,
     job_seconds,
     predicted_wait_s,
+    serving,
     typical_speed,
 )
 from reelkit.clock import Clock
@@ -39,8 +40,8 @@ class Ticket:
     job_id: str
     order: int
     ask: Ask
-    on_position: Callable[[int, float], None]
-    """Called with jobs ahead and predicted seconds when those changed."""
+    on_position: Callable[[int, float | None], None]
+    """Called with jobs ahead and predicted seconds (None: no node serves the model)."""
     placed: asyncio.Future[NodeLink] | None = field(default=None)
 
 
@@ -63,6 +64,7 @@ class WaitingRoom:
         self._rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
         self._orders = itertools.count()
         self._lines: dict[ModelKey, list[Ticket]] = {}
+        self._unserved: set[ModelKey] = set()
         self._telling = False
         self._closed = False
 
@@ -75,6 +77,11 @@ class WaitingRoom:
     def __len__(self) -> int:
         """Jobs that wait."""
         return sum(len(line) for line in self._lines.values())
+
+    @property
+    def lines(self) -> int:
+        """Model versions that somebody waits for."""
+        return len(self._lines)
 
     def ahead(self, model: ModelKey) -> int:
         """Jobs that a new one would wait behind."""
@@ -92,7 +99,9 @@ class WaitingRoom:
 
     # --- in and out ---
 
-    def enter(self, job_id: str, ask: Ask, on_position: Callable[[int, float], None]) -> Ticket:
+    def enter(
+        self, job_id: str, ask: Ask, on_position: Callable[[int, float | None], None]
+    ) -> Ticket:
         """Takes a place at the end of the line, and a node at once where one is free.
 
         Follow with :meth:`place`, or with :meth:`abandon` where that is never awaited.
@@ -132,9 +141,10 @@ class WaitingRoom:
     def abandon(self, ticket: Ticket) -> None:
         """Gives up a place in the line, or the node that it brought and nobody took."""
         placed, ticket.placed = ticket.placed, None
-        line = self._lines[ticket.ask.model]
+        line = self._lines.get(ticket.ask.model, [])
         if ticket in line:
             line.remove(ticket)
+            self._forget_empty_lines()
             self._tell_soon()
         elif placed is not None and placed.done() and not placed.cancelled():
             self.leave(placed.result(), ticket.job_id)
@@ -157,7 +167,7 @@ class WaitingRoom:
             return
         now_s = self._clock.monotonic()
         views: list[NodeView] | None = None
-        for line in self._lines.values():
+        for model, line in self._lines.items():
             for ticket in tuple(line):
                 if ticket.placed is None or ticket.placed.done():
                     # Cancelled, and about to leave the line.
@@ -170,9 +180,24 @@ class WaitingRoom:
                     ticket.placed.set_result(link)
                     views = None
                     self._tell_soon()
-                elif not ticket.ask.avoid and not ticket.ask.alone:
+                    continue
+                self._note_served(model, views)
+                if not ticket.ask.avoid and not ticket.ask.alone:
                     # What cannot take this one cannot take any behind it.
                     break
+        self._forget_empty_lines()
+
+    def _note_served(self, model: ModelKey, views: list[NodeView]) -> None:
+        """Those who wait are told when the last node went, and when one is back."""
+        if bool(serving(views, model)) == (model in self._unserved):
+            self._unserved ^= {model}
+            self._tell_soon()
+
+    def _forget_empty_lines(self) -> None:
+        """Versions come and go; a line is kept while somebody stands in it."""
+        for model in [model for model, line in self._lines.items() if not line]:
+            del self._lines[model]
+            self._unserved.discard(model)
 
     def _try(self, ticket: Ticket, views: list[NodeView]) -> NodeLink | None:
         view = choose(views, ticket.ask, rng=self._rng)
@@ -208,5 +233,5 @@ class WaitingRoom:
             ahead_units = 0.0
             for position, ticket in enumerate(line):
                 wait_s = predicted_wait_s(views, model, queued_units=ahead_units)
-                ticket.on_position(position, wait_s or 0.0)
+                ticket.on_position(position, wait_s)
                 ahead_units += ticket.ask.units

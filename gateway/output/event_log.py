@@ -95,13 +95,18 @@ class EventLog:
         """The last event, once there is one."""
         return self._terminal
 
-    def requeue(self, position: int, eta_s: float) -> None:
-        """Takes a new position in the line."""
-        if self._queued.position == position and abs(self._queued.eta_s - eta_s) < 1.0:
+    def requeue(self, position: int, eta_s: float | None) -> None:
+        """Takes a new position in the line; None: no node serves the model now."""
+        told_s = self._queued.eta_s if self._queued.HasField("eta_s") else None
+        if self._queued.position == position and _alike(told_s, eta_s):
             return
         queued = video_pb2.QueuedEvent()
         queued.CopyFrom(self._queued)
-        queued.position, queued.eta_s = position, eta_s
+        queued.position = position
+        if eta_s is None:
+            queued.ClearField("eta_s")
+        else:
+            queued.eta_s = eta_s
         self._queued = queued
         self._queued_changes += 1
         self._waiting = True
@@ -293,6 +298,12 @@ class EventLog:
         finally:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
+
+
+def _alike(told_s: float | None, eta_s: float | None) -> bool:
+    if told_s is None or eta_s is None:
+        return told_s is eta_s
+    return abs(told_s - eta_s) < 1.0
 
 
 def terminal_event(video: video_pb2.Video, attempt: int) -> video_pb2.VideoEvent | None:

@@ -388,6 +388,9 @@ class QueuedEvent(_message.Message):
     position: _builtins.int
     """Jobs ahead of this one in this gateway; 0 is next."""
     eta_s: _builtins.float
+    """Seconds until it starts, an estimate; unset where there is none,
+    as while no node serves its model.
+    """
     durable: _builtins.bool
     @_builtins.property
     def spec(self) -> Global___ResolvedSpec: ...
@@ -395,15 +398,17 @@ class QueuedEvent(_message.Message):
         self,
         *,
         position: _builtins.int = ...,
-        eta_s: _builtins.float = ...,
+        eta_s: _builtins.float | None = ...,
         durable: _builtins.bool = ...,
         spec: Global___ResolvedSpec | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "eta_s", b"eta_s", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["durable", b"durable", "eta_s", b"eta_s", "position", b"position", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "durable", b"durable", "eta_s", b"eta_s", "position", b"position", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
+    _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_s) -> _WhichOneofReturnType__eta_s | None: ...
 
 Global___QueuedEvent: _TypeAlias = QueuedEvent  # noqa: Y015
 
