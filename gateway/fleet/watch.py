@@ -2,12 +2,16 @@
 
 Both run for as long as the gateway does and start again when they break. Neither is
 needed to serve: what was known last stays in :class:`gateway.fleet.nodes.Fleet`.
+
+Both go to the same replica, since only one of them tells whether it lives: WatchFleet
+brings a heartbeat every few seconds, AttachGateway a word when the lease changes, which
+may be never. A replica that hangs is left by both; gRPC's pings alone would not tell,
+since they are answered below the replica's own code.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Sequence
 
 from grpc import aio
@@ -36,7 +40,10 @@ class ControlPlaneLink:
         silence_timeout_s: float,
     ) -> None:
         self._channels = [internal_channel(endpoint) for endpoint in endpoints]
-        self._stubs = itertools.cycle([ControlPlaneServiceStub(c) for c in self._channels])
+        self._stubs = [ControlPlaneServiceStub(channel) for channel in self._channels]
+        # Index of the replica that the next stream goes to.
+        self._replica = 0
+        self._attached: tuple[int, asyncio.Timeout] | None = None
         self._fleet = fleet
         self._clock = clock
         self._hello = hello
@@ -64,7 +71,8 @@ class ControlPlaneLink:
             await channel.close()
 
     async def _watch(self) -> None:
-        stub = next(self._stubs)
+        replica = self._replica
+        stub = self._stubs[replica]
         request = control_plane_service_pb2.WatchFleetRequest(after_version=self._version)
         call = stub.WatchFleet(request)
         try:
@@ -73,16 +81,31 @@ class ControlPlaneLink:
                     response := await call.read(), control_plane_service_pb2.WatchFleetResponse
                 ):
                     limit.reschedule(self._next_word_by())
+                    self._heard(replica)
                     self.connected = True
                     self._take(response)
         except (aio.AioRpcError, TimeoutError) as error:
             raise broken(error) from None
         finally:
             self.connected = False
+            self._leave(replica)
             call.cancel()
 
     def _next_word_by(self) -> float:
         return asyncio.get_running_loop().time() + self._silence_timeout_s
+
+    def _heard(self, replica: int) -> None:
+        """A word on either stream is one of the replica's: the attachment holds on."""
+        if self._attached is None or self._attached[0] != replica:
+            return
+        limit = self._attached[1]
+        if not limit.expired():
+            limit.reschedule(self._next_word_by())
+
+    def _leave(self, replica: int) -> None:
+        """The next stream goes to another, unless the other stream has moved on already."""
+        if self._replica == replica:
+            self._replica = (replica + 1) % len(self._stubs)
 
     def _take(self, response: control_plane_service_pb2.WatchFleetResponse) -> None:
         match response.WhichOneof("message"):
@@ -95,20 +118,24 @@ class ControlPlaneLink:
         self._version = response.version
 
     async def _attach(self) -> None:
-        stub = next(self._stubs)
+        replica = self._replica
         welcomed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        call = stub.AttachGateway(self._beats(welcomed))
+        call = self._stubs[replica].AttachGateway(self._beats(welcomed))
         try:
-            async with asyncio.timeout(_FIRST_ANSWER_S):
-                response = await call.read()
-            while isinstance(response, control_plane_service_pb2.AttachGatewayResponse):
-                self._lease_id = response.lease_id
-                if not welcomed.done():
-                    welcomed.set_result(response.lease_ttl_s)
-                response = await call.read()
+            async with asyncio.timeout(_FIRST_ANSWER_S) as limit:
+                while isinstance(
+                    response := await call.read(), control_plane_service_pb2.AttachGatewayResponse
+                ):
+                    self._attached = (replica, limit)
+                    self._heard(replica)
+                    self._lease_id = response.lease_id
+                    if not welcomed.done():
+                        welcomed.set_result(response.lease_ttl_s)
         except (aio.AioRpcError, TimeoutError) as error:
             raise broken(error) from None
         finally:
+            self._attached = None
+            self._leave(replica)
             call.cancel()
 
     async def _beats(

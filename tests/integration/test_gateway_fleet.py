@@ -124,6 +124,31 @@ async def test_another_replica_is_followed_when_one_is_silent(tmp_path):
             await gateway.until(lambda: gateway.ready(node))
 
 
+async def test_a_replica_that_hangs_is_left_by_both_streams(tmp_path):
+    async with (
+        serve_control(FakeControl()) as hangs,
+        serve_control(FakeControl(heartbeat_s=0.05)) as lives,
+        open_gateway(tmp_path) as gateway,
+        following(gateway, hangs, lives, silence_timeout_s=0.3),
+    ):
+        await hangs.until(lambda: hangs.hellos and hangs.watches)
+        await lives.until(lambda: lives.hellos and lives.watches)
+        # The lease moves with it.
+        assert lives.hellos[0].lease_id == 4711
+
+
+async def test_an_attachment_without_news_is_no_silence_while_the_replica_lives(tmp_path):
+    async with (
+        serve_control(FakeControl(lease_ttl_s=0.6, heartbeat_s=0.05)) as control,
+        open_gateway(tmp_path) as gateway,
+        following(gateway, control, silence_timeout_s=0.3),
+    ):
+        # Five beats are more than three times the silence that would be too long.
+        await control.until(lambda: control.beats >= 5)
+        assert len(control.hellos) == 1
+        assert len(control.watches) == 1
+
+
 async def test_a_node_that_moves_is_followed_to_its_new_address(tmp_path):
     async with (
         serve_node(FakeNode("n0")) as old,

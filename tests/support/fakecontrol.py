@@ -21,8 +21,10 @@ from tests.support.fakenode import MODEL
 class FakeControl(ControlPlaneServiceServicer):
     """Tells gateways of :attr:`nodes`; notes their hellos and beats."""
 
-    def __init__(self, *, lease_ttl_s: float = 3.0) -> None:
+    def __init__(self, *, lease_ttl_s: float = 3.0, heartbeat_s: float | None = None) -> None:
         self.address = ""
+        self.heartbeat_s = heartbeat_s
+        """None: it says nothing while nothing changes, as one that hangs."""
         self.lease_ttl_s = lease_ttl_s
         self.hellos: list[control_plane_service_pb2.GatewayHello] = []
         self.beats = 0
@@ -54,9 +56,12 @@ class FakeControl(ControlPlaneServiceServicer):
             ),
         )
         while True:
-            async with self.changed:
-                while told == self._version:
-                    await self.changed.wait()
+            if not await self._changes_soon(told):
+                heartbeat = control_plane_service_pb2.FleetHeartbeat()
+                yield control_plane_service_pb2.WatchFleetResponse(
+                    version=told, heartbeat=heartbeat
+                )
+                continue
             told = self._version
             yield control_plane_service_pb2.WatchFleetResponse(
                 version=told,
@@ -66,6 +71,15 @@ class FakeControl(ControlPlaneServiceServicer):
                     upserted_models=self._models,
                 ),
             )
+
+    async def _changes_soon(self, told: int) -> bool:
+        """Waits for another version than the one told; False: a heartbeat is due."""
+        try:
+            async with asyncio.timeout(self.heartbeat_s), self.changed:
+                await self.changed.wait_for(lambda: told != self._version)
+        except TimeoutError:
+            return False
+        return True
 
     async def AttachGateway(
         self,
