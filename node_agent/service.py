@@ -95,29 +95,17 @@ class NodeService:
             "job.id": request.job_id,
             "job.attempt": request.attempt,
         }
-        with _tracer.start_as_current_span(
+        # Never the current span across a yield: grpc closes the generator of a client that
+        # left in another context, where the former span cannot be made current again.
+        span = _tracer.start_span(
             "node.run", context=parent, kind=trace.SpanKind.SERVER, attributes=attributes
-        ):
-            try:
-                self._check(request)
-                execution = self._table.run(
-                    request, now_s=self._clock.monotonic(), traceparent=current_traceparent()
-                )
-            except NotAdmittedError as busy:
-                yield self._busy(busy)
+        )
+        try:
+            execution = await self._admit(request, context, span)
+            if isinstance(execution, NotAdmittedError):
+                yield self._busy(execution)
                 return
-            except CallError as error:
-                await _abort(context, error)
             claim = execution.claim
-            structlog.contextvars.bind_contextvars(job_id=execution.job_id)
-            _log.info(
-                "run",
-                attempt=execution.attempt,
-                epoch=claim[0],
-                try_number=claim[1],
-                phase=execution.phase.value,
-                worker=execution.worker_id,
-            )
             self._table.attach(execution)
             try:
                 yield self._accepted(execution)
@@ -126,6 +114,33 @@ class NodeService:
                     yield frame
             finally:
                 self._table.detach(execution, claim, now_s=self._clock.monotonic())
+        finally:
+            span.end()
+
+    async def _admit(
+        self, request: RunRequest, context: Context, span: trace.Span
+    ) -> Execution | NotAdmittedError:
+        """The execution that the run attaches to; ends the call where it may not."""
+        with trace.use_span(span):
+            try:
+                self._check(request)
+                execution = self._table.run(
+                    request, now_s=self._clock.monotonic(), traceparent=current_traceparent()
+                )
+            except NotAdmittedError as busy:
+                return busy
+            except CallError as error:
+                await _abort(context, error)
+            _log.info(
+                "run",
+                job_id=execution.job_id,
+                attempt=execution.attempt,
+                epoch=execution.claim[0],
+                try_number=execution.claim[1],
+                phase=execution.phase.value,
+                worker=execution.worker_id,
+            )
+            return execution
 
     async def _follow(
         self, execution: Execution, claim: tuple[int, int], after_n: int, context: Context

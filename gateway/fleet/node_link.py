@@ -201,7 +201,9 @@ class NodeLink:
         routable = self.ready and now_s >= self.ejected_until_s
         view = self._view
         if view is None or held_back or view.routable != routable:
-            view = self._view = self._make_view(routable=routable, held_back=held_back)
+            view = self._make_view(routable=routable, held_back=held_back)
+            # The hold ends by itself: what was seen under it must not outlive it.
+            self._view = None if held_back else view
         return view
 
     def _make_view(self, *, routable: bool, held_back: bool) -> NodeView:

@@ -14,6 +14,9 @@ from tqdm import tqdm
 # torch.cuda.is_available() then asks NVML instead of making a context, which
 # would make CUDA unusable in every child.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+# torch's CPU threads otherwise spin while they wait for one another: on a machine that does
+# anything else, two of them then take five to fifteen times as long as one. Read at import.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Models come from a verified folder; no library may look for one elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

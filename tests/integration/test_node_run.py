@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import logging
 
 import grpc
 import pytest
@@ -136,6 +138,18 @@ async def test_a_run_whose_stream_was_given_up_can_be_attached_to(node):
     call.cancel()
     events = await node.events(run_request(prompt="slow", epoch=2, attempt=1025))
     assert kind_of(events[-1]) == "completed"
+
+
+@pytest.mark.parametrize("last", ["started", "completed"])
+async def test_a_client_that_leaves_is_no_error_in_the_log(node, caplog, last):
+    for index in range(20):
+        call = node.stub.Run(run_request(f"job-{last}-{index}"))
+        await node.read_until(call, last)
+        # As a gateway does that has what it wants: the end of the stream is not read.
+        call.cancel()
+        gc.collect()
+    await node.until(lambda s: not s.executions)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
 
 
 async def test_a_run_that_nobody_wants_is_cancelled_after_the_grace_time(node):
