@@ -9,8 +9,8 @@ from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.waiting import Ticket
-from gateway.jobs.records import last_attempt
-from gateway.output.event_log import EventLog, terminal_event
+from gateway.jobs.records import last_attempt, terminal_event
+from gateway.output.event_log import EventLog
 
 
 @dataclass(eq=False, kw_only=True, slots=True)

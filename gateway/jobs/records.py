@@ -7,6 +7,7 @@ import hashlib
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
+from gateway.jobs.attempts import TERMINAL_N, seq_of
 
 
 def request_digest(spec: video_pb2.VideoSpec) -> str:
@@ -118,3 +119,17 @@ def last_attempt(record: job_service_pb2.JobRecord) -> int:
     if record.video.HasField("result"):
         return record.video.result.attempt
     return max((attempt.attempt for attempt in record.attempts), default=0)
+
+
+def terminal_event(video: video_pb2.Video, attempt: int) -> video_pb2.VideoEvent | None:
+    """The last event of a video as its record tells it, or None: it has not ended."""
+    event = video_pb2.VideoEvent(seq=seq_of(attempt, TERMINAL_N), video_id=video.id)
+    if video.status == video_pb2.VIDEO_STATUS_COMPLETED:
+        event.completed.CopyFrom(video.result)
+    elif video.status == video_pb2.VIDEO_STATUS_FAILED:
+        event.failed.CopyFrom(video.error)
+    elif video.status == video_pb2.VIDEO_STATUS_CANCELLED:
+        event.cancelled.reason = video.error.code
+    else:
+        return None
+    return event

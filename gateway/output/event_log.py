@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from reelmesh.v1 import node_service_pb2, video_pb2
 
-from gateway.jobs.attempts import FIRST_ATTEMPT, TERMINAL_N, seq_of
+from gateway.jobs.attempts import FIRST_ATTEMPT, seq_of
 from gateway.output.spool import BytesGone, VideoBytes
 from gateway.output.wire import NodeChunk, encode_chunk, encode_event
 
@@ -304,17 +304,3 @@ def _alike(told_s: float | None, eta_s: float | None) -> bool:
     if told_s is None or eta_s is None:
         return told_s is eta_s
     return abs(told_s - eta_s) < 1.0
-
-
-def terminal_event(video: video_pb2.Video, attempt: int) -> video_pb2.VideoEvent | None:
-    """The last event of a video as its record tells it, or None: it has not ended."""
-    event = video_pb2.VideoEvent(seq=seq_of(attempt, TERMINAL_N), video_id=video.id)
-    if video.status == video_pb2.VIDEO_STATUS_COMPLETED:
-        event.completed.CopyFrom(video.result)
-    elif video.status == video_pb2.VIDEO_STATUS_FAILED:
-        event.failed.CopyFrom(video.error)
-    elif video.status == video_pb2.VIDEO_STATUS_CANCELLED:
-        event.cancelled.reason = video.error.code
-    else:
-        return None
-    return event

@@ -13,9 +13,8 @@ from collections.abc import AsyncGenerator
 from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway.jobs.attempts import REPLAY_N, TERMINAL_N, seq_of, split_seq
-from gateway.jobs.records import last_attempt
+from gateway.jobs.records import last_attempt, terminal_event
 from gateway.output.artifacts import READ_PIECE_BYTES, ArtifactStore
-from gateway.output.event_log import terminal_event
 
 
 async def replay(

@@ -178,7 +178,7 @@ async def test_sweeping_goes_on_whatever_a_sweep_raised():
     await ended_jobs(jobs, artifacts, clock)
     running = asyncio.ensure_future(sweeper_of(artifacts, jobs, clock).run())
     async with asyncio.timeout(10):
-        while await listed(artifacts):
+        while await jobs.known(IDS):
             await clock.advance(1.0)
     running.cancel()
     assert jobs.asked >= 2
