@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,16 +46,6 @@ async def prepare_weights(
 
 
 async def _fetch(settings: ModelSettings, on_progress: Callable[[int, int], None]) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "node_agent.fetch",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=_LINE_BYTES,
-    )
-    assert process.stdin is not None  # noqa: S101 - asked for above
-    assert process.stdout is not None  # noqa: S101 - likewise
     request = settings.model_dump(
         mode="json",
         include={
@@ -67,11 +58,18 @@ async def _fetch(settings: ModelSettings, on_progress: Callable[[int, int], None
         },
     )
     source = public_url(settings.source)
+    process = _start()
+    assert process.stdin is not None  # noqa: S101 - asked for
+    assert process.stdout is not None  # noqa: S101 - likewise
+    reader = asyncio.StreamReader(limit=_LINE_BYTES)
+    output, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), process.stdout
+    )
     try:
+        # Smaller than a pipe's buffer, so this never blocks.
+        process.stdin.write(json.dumps(request).encode() + b"\n")
         async with asyncio.timeout(settings.fetch_timeout_s):
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            await process.stdin.drain()
-            return await _result(process.stdout, on_progress)
+            return await _result(reader, on_progress)
     except TimeoutError:
         raise WeightsError(
             f"{source}: was not fetched within {settings.fetch_timeout_s:g} s"
@@ -79,10 +77,23 @@ async def _fetch(settings: ModelSettings, on_progress: Callable[[int, int], None
     except ConnectionError:
         raise WeightsError(f"{source}: the fetching process died") from None
     finally:
+        process.kill()
         process.stdin.close()
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        output.close()
+        await asyncio.to_thread(process.wait)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """The child, without asyncio's help: uvloop's would run Python between fork and exec.
+
+    That Python is gRPC's, whose threads are not in the child; it was seen to end there.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "node_agent.fetch"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
 
 
 async def _result(lines: asyncio.StreamReader, on_progress: Callable[[int, int], None]) -> str:
