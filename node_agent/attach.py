@@ -92,7 +92,7 @@ class Attachment:
                 self._attach,
                 name="attach",
                 clock=self._clock,
-                expected=(grpc.RpcError, AttachLostError, TimeoutError),
+                expected=(AttachLostError, TimeoutError),
                 max_delay_s=_MAX_DELAY_S,
             )
 
@@ -122,6 +122,9 @@ class Attachment:
             call = ControlPlaneServiceStub(channel).Attach()
             try:
                 await self._converse(call, address)
+            except aio.AioRpcError as error:
+                # In one line: grpc's own text is for its authors.
+                raise AttachLostError(f"{error.code().name}: {error.details()}") from None
             finally:
                 self._call = None
                 call.cancel()
