@@ -313,12 +313,14 @@ async def test_a_reader_that_leaves_the_line_for_a_thread_leaves_no_descriptor(s
     go = threading.Event()
     spools.executor.submit(go.wait)
     before = descriptors()
-    reading = asyncio.ensure_future(spooled.read(0, 10))
-    await asyncio.sleep(0)
-    reading.cancel()
-    await asyncio.wait([reading])
-    assert descriptors() == before
-    go.set()
+    try:
+        reading = asyncio.ensure_future(spooled.read(0, 10))
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+        assert descriptors() == before
+    finally:
+        go.set()
     assert await spooled.read(0, 10) == b"x" * 10
     spooled.void()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.fleet.placement import Ask
+from gateway.fleet.placement import Ask, NodeView
 from gateway.fleet.waiting import WaitingRoom
 from reelkit.clock import ManualClock
 from reelkit.tasks import TaskScope
@@ -61,13 +61,46 @@ async def test_a_line_is_forgotten_when_its_last_has_left():
         assert len(waiting) == waiting.lines == 0
 
 
-async def test_each_model_of_the_line_is_told_that_nobody_serves_it():
+class FullFleet(NoFleet):
+    """One node that serves every model and has no room; or none, as the test says."""
+
+    def __init__(self, *models):
+        self._models = frozenset(models)
+        self.there = True
+
+    def views(self, _now_s):
+        node = NodeView(
+            node_id="n0",
+            models=self._models,
+            routable=self.there,
+            free_slots=0,
+            workers=1,
+            remaining_work_s=5.0,
+            sent_work_s=0.0,
+            units_per_second=1.0,
+            held_jobs=1,
+        )
+        return [node]
+
+
+async def test_each_line_is_told_when_its_last_node_goes_and_when_one_is_back():
     clock, told = ManualClock(), {}
+    models = [("a", "1"), ("b", "1")]
+    fleet = FullFleet(*models)
     async with TaskScope("test") as scope:
-        waiting = WaitingRoom(fleet=NoFleet(), clock=clock, scope=scope, max_waiting=10)
-        for model in ("a", "b"):
-            ask = Ask(model=(model, "1"), units=1.0)
-            waiting.enter(model, ask, lambda *of, model=model: told.update({model: of}))
-        await asyncio.sleep(0)
-        await clock.advance(1.0)
-        assert told == {"a": (0, None), "b": (0, None)}
+        waiting = WaitingRoom(fleet=fleet, clock=clock, scope=scope, max_waiting=10)
+        for model in models:
+            ask = Ask(model=model, units=1.0)
+            waiting.enter(model[0], ask, lambda *of, name=model[0]: told.update({name: of}))
+        for there, wait_s in ((True, 5.0), (False, None), (True, 5.0)):
+            fleet.there = there
+            waiting.pump()
+            await asyncio.sleep(0)
+            await clock.advance(1.0)
+            assert told == {"a": (0, wait_s), "b": (0, wait_s)}
+            told.clear()
+            # Nothing new: nobody is told.
+            waiting.pump()
+            await asyncio.sleep(0)
+            await clock.advance(1.0)
+            assert told == {}
