@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from control_plane.config import ENV_PREFIX, ControlPlaneConfig
-from reelkit.commandline import run_part
+from reelkit.extras import needs_extra
+
+if TYPE_CHECKING:
+    from control_plane.config import ControlPlaneConfig
 
 
+@needs_extra("control", program="reelmesh-control", parts="the control plane's parts")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit code: 2 for a configuration that is wrong."""
+    from control_plane.config import ENV_PREFIX, ControlPlaneConfig
+    from reelkit.commandline import run_part
+
     return run_part(
         argv,
         program="reelmesh-control",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from gateway.config import ENV_PREFIX, GatewayConfig
-from reelkit.commandline import run_part
+from reelkit.extras import needs_extra
+
+if TYPE_CHECKING:
+    from gateway.config import GatewayConfig
 
 
+@needs_extra("gateway", program="reelmesh-gateway", parts="the gateway's parts")
 def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT; the exit code: 0 clean, 1 failed, 2 misused."""
+    from gateway.config import ENV_PREFIX, GatewayConfig
+    from reelkit.commandline import run_part
+
     return run_part(
         argv,
         program="reelmesh-gateway",

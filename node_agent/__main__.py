@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from node_agent.config import ENV_PREFIX, NodeConfig
-from reelkit.commandline import run_part
+from reelkit.extras import needs_extra
+
+if TYPE_CHECKING:
+    from node_agent.config import NodeConfig
 
 
+@needs_extra("node", program="reelmesh-node", parts="the node agent's parts")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the agent until SIGTERM or SIGINT; the exit code: 0 clean, 1 failed, 2 misused."""
+    from node_agent.config import ENV_PREFIX, NodeConfig
+    from reelkit.commandline import run_part
+
     return run_part(
         argv,
         program="reelmesh-node",

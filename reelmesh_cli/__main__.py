@@ -1,53 +1,19 @@
-"""``reelmesh``: up, demo, generate, batch."""
+"""``reelmesh``: up, demo, generate, batch; see :mod:`reelmesh_cli.app`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-import typer
-
-from reelmesh_cli import console
-from reelmesh_cli.commands import batch, demo, generate, up
-from reelmesh_cli.errors import CommandError
-from reelmesh_cli.help_text import flow
-from wan_t2v_sdk import InvalidRequestError, ReelmeshError
-
-_SETTINGS = {"help_option_names": ["-h", "--help"]}
-
-app = typer.Typer(
-    name="reelmesh",
-    help="Self-hosted text-to-video: a sentence in, an MP4 out.",
-    no_args_is_help=True,
-    context_settings=_SETTINGS,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command("up", help=flow(up.HELP))(up.up)
-app.command("demo", help=flow(demo.HELP))(demo.demo)
-app.command("generate", help=flow(generate.HELP))(generate.generate)
-app.command("batch", help=flow(batch.HELP))(batch.batch)
+from reelkit.extras import needs_extra
 
 
+@needs_extra("cli", program="reelmesh", parts="its command-line parts")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and ends the process, or returns the exit code of its failure.
+    """Runs one command and ends the process, or returns the exit code of its failure."""
+    from reelmesh_cli.app import run
 
-    0 done, 1 failed, 2 asked for something impossible, 130 interrupted.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in arguments
-    try:
-        app(arguments)
-    except CommandError as error:
-        console.print_error(error, as_json=as_json)
-        return error.exit_code
-    except ReelmeshError as error:
-        console.print_error(error, as_json=as_json)
-        return 2 if isinstance(error, InvalidRequestError) else 1
-    except OSError as error:
-        console.print_error(CommandError(str(error)), as_json=as_json)
-        return 1
-    return 0
+    return run(argv)
 
 
 if __name__ == "__main__":

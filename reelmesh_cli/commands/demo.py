@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reelkit.extras import needs_extra
 from reelmesh_cli import console
 from reelmesh_cli.commands.generate import Output, make_video
 from reelmesh_cli.commands.up import (
@@ -37,6 +38,7 @@ its own process, H.264, and back as a stream.
   reelmesh demo --prompt "a green triangle spinning" --out out/"""
 
 
+@needs_extra("local", program="reelmesh demo", parts="the parts of a mesh")
 def demo(
     prompt: Annotated[str, typer.Option(help="What the video shows.")] = PROMPT,
     out: Annotated[Path, typer.Option(help="Folder for the video; made if need be.")] = Path("out"),

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from reelkit.extras import needs_extra
 from reelmesh_cli import console
 from reelmesh_cli.config import DEFAULT_STATE_DIR
 
@@ -49,6 +50,7 @@ StartTimeoutOption = Annotated[
 ]
 
 
+@needs_extra("local", program="reelmesh up", parts="the parts of a mesh")
 def up(
     regions: RegionsOption = "ap,eu",
     nodes_per_region: NodesOption = 1,
