@@ -33,6 +33,7 @@ from control_plane.watch_fleet import FleetWatchers
 from reelkit import rpc
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
+from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 
 _log = structlog.get_logger("control_plane.app")
@@ -98,10 +99,12 @@ async def build_app(
     metrics = Metrics()
     if config.ready_file is not None:
         # Whoever waits for it must not find the one of an earlier life.
-        config.ready_file.unlink(missing_ok=True)
+        with blame_field("ready_file", config.ready_file):
+            config.ready_file.unlink(missing_ok=True)
     async with contextlib.AsyncExitStack() as stack:
         if config.metrics_listen is not None:
-            stack.enter_context(metrics.served(config.metrics_listen))
+            with blame_field("metrics_listen", config.metrics_listen):
+                stack.enter_context(metrics.served(config.metrics_listen))
         if store is None:
             etcd = EtcdStore(config.etcd, clock=clock, observe=metrics.observe_call)
             store = await stack.enter_async_context(etcd)
@@ -133,7 +136,8 @@ async def build_app(
         )
         service = ControlPlaneService(nodes=nodes, gateways=gateways, watchers=watchers)
         server, health_service = _make_server(service, reflection=config.reflection)
-        port = rpc.listen(server, config.listen)
+        with blame_field("listen", config.listen):
+            port = rpc.listen(server, config.listen)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
         await server.start()
         stack.push_async_callback(server.stop, 0)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from control_plane.store.etcd import EtcdSettings
 from reelkit.logs import LogSettings
-from reelkit.settings import Settings
+from reelkit.settings import Address, Settings
 
 ENV_PREFIX = "REELMESH_CONTROL__"
 _ID = r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
@@ -47,9 +47,8 @@ class FleetSettings(Settings):
 class ControlPlaneConfig(Settings):
     """The whole configuration."""
 
-    listen: str = Field(
+    listen: Address = Field(
         default="127.0.0.1:7200",
-        pattern=r"^.+:\d{1,5}$",
         description="host:port of the gRPC listener; port 0 takes a free one. Loopback by "
         "default, since callers are not authenticated on a plain listener.",
     )
@@ -74,9 +73,8 @@ class ControlPlaneConfig(Settings):
         default=None,
         description="Written with address and pid as JSON when the service is ready.",
     )
-    metrics_listen: str | None = Field(
+    metrics_listen: Address | None = Field(
         default=None,
-        pattern=r"^.+:\d{1,5}$",
         description="host:port that serves Prometheus /metrics; off by default.",
     )
     reflection: bool = Field(

@@ -26,6 +26,7 @@ from gateway.output.artifacts import ArtifactStore
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import listen
+from reelkit.settings import blame_field
 
 _log = structlog.get_logger("gateway.app")
 
@@ -75,9 +76,7 @@ async def build_app(
         artifacts: Where videos are kept; ``config.artifacts`` by default.
 
     Raises:
-        ConfigError: A key file cannot be used.
-        ArtifactError: The artifact store cannot be used.
-        OSError: An address or folder cannot be used.
+        ConfigError: A key file, an address, a folder or the artifact store cannot be used.
     """
     clock = clock or SystemClock()
     registry = CollectorRegistry()
@@ -97,7 +96,8 @@ async def build_app(
             config=config.edge,
             clock=clock,
         )
-        grpc_port = listen(server, config.grpc.listen)
+        with blame_field("grpc.listen", config.grpc.listen):
+            grpc_port = listen(server, config.grpc.listen)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         grpc_address = _with_port(config.grpc.listen, grpc_port)
@@ -112,8 +112,14 @@ async def build_app(
         http = http_runner(http_app, shutdown_timeout_s=_CLOSE_GRACE_S)
         await http.setup()
         stack.push_async_callback(http.cleanup)
-        http_port = await listen_http(http, config.http.listen)
+        with blame_field("http.listen", config.http.listen):
+            http_port = await listen_http(http, config.http.listen)
         http_address = _with_port(config.http.listen, http_port)
+
+        if config.ready_file is not None:
+            ready = {"http": f"http://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
+            with blame_field("ready_file", config.ready_file):
+                write_json_atomic(config.ready_file, ready)
 
         hello = control_plane_service_pb2.GatewayHello(
             gateway_id=config.gateway_id,
@@ -132,10 +138,6 @@ async def build_app(
         stack.push_async_callback(control.close)
         control.start(core.scope)
         core.scope.spawn(core.sweeper.run(), name="sweeper")
-
-        if config.ready_file is not None:
-            ready = {"http": f"http://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
-            write_json_atomic(config.ready_file, ready)
         # What start-up made lives as long as the process: no collection need look at it.
         gc.collect()
         gc.freeze()

@@ -12,20 +12,17 @@ from gateway.auth.config import AuthConfig
 from gateway.edge.config import EdgeConfig
 from gateway.jobs.ids import REGION_PATTERN
 from reelkit.logs import LogSettings
-from reelkit.settings import Settings
+from reelkit.settings import Address, Settings
 from reelkit.tracing import TracingSettings
 
 ENV_PREFIX: Final = "REELMESH_GATEWAY__"
-
-_ADDRESS = r"^(\[[0-9A-Fa-f:]+\]|[^:\s/]+):\d{1,5}$"
 
 
 class ListenConfig(Settings):
     """Where an edge listens and what peers are told."""
 
-    listen: str = Field(
+    listen: Address = Field(
         default="127.0.0.1:0",
-        pattern=_ADDRESS,
         description="host:port to listen on; port 0 takes a free one. This host alone by default, "
         "since the public needs TLS in front.",
     )

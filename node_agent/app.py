@@ -34,6 +34,7 @@ from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import listen, server_options
+from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 
 _log = structlog.get_logger("node_agent.app")
@@ -211,7 +212,7 @@ async def build_app(
     """A listening agent; leaving the block stops it and ends its workers.
 
     Raises:
-        OSError: The address cannot be bound.
+        ConfigError: The address cannot be bound, or the ready file not be written.
     """
     clock = clock or SystemClock()
     launcher = launcher or default_launcher(config)
@@ -229,7 +230,8 @@ async def build_app(
         )
         server = aio.server(options=server_options())
         health = health_aio.HealthServicer()
-        port = listen(server, config.listen)
+        with blame_field("listen", config.listen):
+            port = listen(server, config.listen)
         scope = await stack.enter_async_context(TaskScope(config.node_id))
         app = NodeApp(
             config=config,
@@ -287,6 +289,7 @@ async def build_app(
         stack.push_async_callback(app.attachment.goodbye)
         if config.ready_file is not None:
             host = config.listen.rpartition(":")[0]
-            write_json_atomic(config.ready_file, {"grpc": f"{host}:{port}", "pid": os.getpid()})
+            with blame_field("ready_file", config.ready_file):
+                write_json_atomic(config.ready_file, {"grpc": f"{host}:{port}", "pid": os.getpid()})
         _log.info("listening", node=config.node_id, port=port, address=app.address)
         yield app

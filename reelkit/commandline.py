@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from reelkit.settings import ConfigError, Settings, dump_settings, load_settings
+from reelkit.settings import (
+    CONFIG_ERROR_CODE,
+    ConfigError,
+    Settings,
+    dump_settings,
+    load_settings,
+)
 
 S = TypeVar("S", bound=Settings)
-
-CONFIG_ERROR_CODE = 2
 
 
 def run_part(

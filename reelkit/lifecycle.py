@@ -11,6 +11,8 @@ from typing import Protocol
 
 import structlog
 
+from reelkit.settings import CONFIG_ERROR_CODE, ConfigError
+
 _log = structlog.get_logger("reelkit.lifecycle")
 
 FORCED_EXIT_CODE = 70
@@ -32,7 +34,8 @@ def run_app(build: Callable[[], AbstractAsyncContextManager[App]], *, name: str)
     """Runs an app until SIGTERM or SIGINT and returns the process's exit code.
 
     The first signal drains and stops, a second exits at once. An app whose ``serve``
-    fails is stopped and answers 1, so that a supervisor restarts it.
+    fails is stopped and answers 1, so that a supervisor restarts it. One whose ``build``
+    raises ConfigError answers 2 and says why in one line.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_live(build, name=name))
@@ -63,6 +66,10 @@ async def _live(build: Callable[[], AbstractAsyncContextManager[App]], *, name: 
     try:
         async with build() as app:
             failed = await _serve_until(app, stop, name=name)
+    except ConfigError as error:
+        reason = "; ".join(str(error).splitlines())
+        _log.error("the configuration cannot be used", process=name, reason=reason)
+        return CONFIG_ERROR_CODE
     except Exception:  # noqa: BLE001 - the process boundary: logged, then the exit code says it
         _log.exception("failed", process=name)
         return 1

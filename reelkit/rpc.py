@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import grpc
@@ -74,13 +75,13 @@ def listen(
     Raises:
         OSError: The address cannot be bound; the message names it.
     """
-    try:
+    port = 0
+    # grpc's own error says no more than that it failed; its log has the cause.
+    with contextlib.suppress(RuntimeError):
         if credentials is None:
-            port: int = server.add_insecure_port(address)
+            port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: {error}") from None
     if port == 0:
         raise OSError(f"cannot listen on {address}: is it in use, or not an address of this host?")
     return port

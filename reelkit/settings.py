@@ -6,15 +6,22 @@ pydantic ``SecretStr`` or paths to files, so that printing a configuration is sa
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 S = TypeVar("S", bound="Settings")
+
+CONFIG_ERROR_CODE = 2
+"""Exit code of a part whose configuration cannot be used."""
+
+_HOST = re.compile(r"\[[0-9A-Fa-f:]+\]|[^:\s/]+")
 
 
 class Settings(BaseModel):
@@ -23,8 +30,45 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _check_address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    # Longer numbers would be taken modulo 65,536 and another port be listened on.
+    if not _HOST.fullmatch(host) or not port.isdecimal() or int(port) > 65_535:
+        raise ValueError(f"{text!r} must be host:port with a port up to 65535")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+"""``host:port``, or ``[address]:port`` for IPv6."""
+
+
 class ConfigError(Exception):
-    """The configuration cannot be used; the message lists every problem, a line each."""
+    """The configuration cannot be used; the message lists every problem, a line each.
+
+    Raised while it is read, and also by a part that finds at its start that a file cannot
+    be read or an address not be bound: no traceback helps whoever wrote the configuration.
+    """
+
+
+@contextlib.contextmanager
+def blame_field(field: str, value: object, kind: type[Exception] = OSError) -> Iterator[None]:
+    """A step of a part's start that fails only where a field names what cannot be used.
+
+    Args:
+        field: Path of the field, such as ``grpc.listen``.
+        value: What it says.
+        kind: Errors of the step that mean that.
+
+    Raises:
+        ConfigError: In their place, with the field, its value and the reason in one line.
+    """
+    try:
+        yield
+    except kind as error:
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        first, *_ = reason.removeprefix(f"{field} ").splitlines() or [type(error).__name__]
+        where = field if str(value) in first else f"{field} {value}"
+        raise ConfigError(f"{where}: {first}") from error
 
 
 def load_settings(

@@ -24,11 +24,18 @@ from gateway.fleet.node_link import NodeLinks
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs.store import JobStore, MemoryJobStore
-from gateway.output.artifacts import ArtifactStore, ObstoreArtifacts, StoreLimits, open_store
+from gateway.output.artifacts import (
+    ArtifactError,
+    ArtifactStore,
+    ObstoreArtifacts,
+    StoreLimits,
+    open_store,
+)
 from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolBudget
 from gateway.output.threads import Threads
 from reelkit.clock import Clock
+from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 
 # What spool writes under way get to end; they are worth nothing any more.
@@ -71,15 +78,16 @@ async def open_core(
     """Yields the application; leaving stops its jobs and its streams to nodes.
 
     Raises:
-        ArtifactError: The artifact store cannot be used.
-        OSError: The spool's folder cannot be made.
+        ConfigError: The artifact store cannot be used, or the spool's folder not be made.
     """
     async with AsyncExitStack() as stack:
-        if artifacts is None:
-            opened = artifacts = _open_artifacts(config)
-            stack.push_async_callback(opened.close)
-        await artifacts.verify(config.gateway_id)
-        config.spool_dir.mkdir(parents=True, exist_ok=True)
+        with blame_field("artifacts.url", config.artifacts_url, ArtifactError):
+            if artifacts is None:
+                opened = artifacts = _open_artifacts(config)
+                stack.push_async_callback(opened.close)
+            await artifacts.verify(config.gateway_id)
+        with blame_field("spool.directory", config.spool_dir):
+            config.spool_dir.mkdir(parents=True, exist_ok=True)
         links = NodeLinks(clock=clock)
         stack.push_async_callback(links.close)
         scope = await stack.enter_async_context(TaskScope("gateway"))

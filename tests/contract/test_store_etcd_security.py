@@ -119,7 +119,16 @@ async def test_a_wrong_password_is_said_to_be_one(users_etcd, password_file):
 
 
 async def test_a_missing_password_file_is_said_to_be_missing(users_etcd, tmp_path):
-    async with as_control(users_etcd, tmp_path / "nowhere") as store:
+    with pytest.raises(ConfigError, match=r"etcd\.password_file .*No such file"):
+        async with as_control(users_etcd, tmp_path / "nowhere"):
+            pass
+
+
+async def test_a_password_file_that_goes_away_is_said_to_be_missing(users_etcd, tmp_path):
+    file = tmp_path / "password"
+    file.write_text("is not asked for before the first call")
+    async with as_control(users_etcd, file) as store:
+        file.unlink()
         with pytest.raises(StoreDeniedError, match="password_file"):
             await store.get("/reelmesh/a")
 

@@ -241,6 +241,25 @@ def test_a_port_that_is_taken_is_named(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = run("--set", "region=ap", "--set", f"listen={address}")
-    assert done.returncode == 1
-    assert address in done.stderr
+        for field in ("listen", "metrics_listen"):
+            done = run("--set", "region=ap", "--set", f"{field}={address}")
+            assert done.returncode == 2
+            assert f"{field}" in done.stderr
+            assert address in done.stderr
+            assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "etcd",
+    [
+        "{endpoints: ['https://h:1'], ca: /none/x}",
+        "{endpoints: ['https://h:1'], cert: /none/x, key: /none/y}",
+        "{user: u, password_file: /none/x}",
+    ],
+)
+def test_a_file_of_the_configuration_that_is_not_there_is_named(etcd):
+    done = run("--set", "region=ap", "--set", f"etcd={etcd}")
+    assert done.returncode == 2
+    assert "No such file" in done.stderr
+    assert "reason='etcd." in done.stderr
+    assert "Traceback" not in done.stderr

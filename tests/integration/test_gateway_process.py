@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -235,3 +236,42 @@ def test_every_mistake_in_the_configuration_is_told_at_once(tmp_path):
     for field in ("region", "typo", "drain_s"):
         assert f"{field}:" in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def refused(tmp_path, **changes) -> str:
+    """What a gateway says that cannot start with this configuration."""
+    control = FakeControl()
+    control.address = "127.0.0.1:1"
+    file = write_config(tmp_path, control, TokenIssuer(), **changes)
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "--config", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 2, done.stderr
+    # gRPC writes a line of its own about a port.
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("{")]
+    return json.loads(line)["reason"]
+
+
+def test_what_cannot_be_used_at_the_start_is_told_in_one_line(tmp_path):
+    log = {"format": "json"}
+    issuer = {"issuer": "x", "audience": "y", "jwks_file": "/none/jwks.json"}
+    assert "jwks_file /none/jwks.json: cannot be read" in refused(
+        tmp_path, auth={"issuers": [issuer]}, log=log
+    )
+    assert refused(tmp_path, artifacts={"url": "/dev/null/videos"}, log=log).startswith(
+        "artifacts.url"
+    )
+    assert refused(tmp_path, spool={"directory": "/dev/null/spool"}, log=log).startswith(
+        "spool.directory /dev/null/spool:"
+    )
+    assert refused(tmp_path, ready_file="/none/ready.json", log=log).startswith("ready_file")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for edge in ("http", "grpc"):
+            said = refused(tmp_path, **{edge: {"listen": address}}, log=log)
+            assert said.startswith(f"{edge}.listen: cannot listen on {address}")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ PROGRAM = """
 import asyncio, contextlib, sys
 from reelkit.lifecycle import run_app
 from reelkit.logs import setup_logging
+from reelkit.settings import ConfigError, blame_field
 
 setup_logging(level="info", fmt="json", process="test")
 
@@ -29,6 +31,11 @@ class App:
 
 @contextlib.asynccontextmanager
 async def build():
+    if MODE == "misconfigured":
+        with blame_field("keys.file", "/none/keys"):
+            open("/none/keys")
+    if MODE == "broken":
+        raise TypeError("a mistake in the code")
     yield App()
     print("closed", flush=True)
 
@@ -75,3 +82,25 @@ def test_a_second_signal_exits_at_once(start):
 def test_a_failed_part_ends_the_process_with_one(start):
     process = start("fails")
     assert process.wait(timeout=20) == 1
+
+
+def run(mode: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_configuration_that_fails_at_the_start_is_told_in_one_line():
+    done = run("misconfigured")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    said = json.loads(line)
+    assert said["reason"] == "keys.file /none/keys: No such file or directory"
+    assert "exception" not in said
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback():
+    done = run("broken")
+    assert done.returncode == 1
+    said = json.loads(done.stderr.splitlines()[0])
+    assert said["exception"][0]["exc_value"] == "a mistake in the code"

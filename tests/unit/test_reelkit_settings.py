@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 from pydantic import Field, SecretStr
 
-from reelkit.settings import ConfigError, Settings, dump_settings, load_settings
+from reelkit.settings import (
+    Address,
+    ConfigError,
+    Settings,
+    blame_field,
+    dump_settings,
+    load_settings,
+)
 
 
 class Auth(Settings):
@@ -66,3 +73,34 @@ def test_printing_a_configuration_masks_secrets(tmp_path):
     got = load(tmp_path, "name: a", overrides=["auth.secret=open-sesame"])
     assert got.auth.secret.get_secret_value() == "open-sesame"
     assert "open-sesame" not in dump_settings(got)
+
+
+class Listener(Settings):
+    listen: Address
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "host:65535", "[::1]:80"])
+def test_an_address_has_a_host_and_a_port(text):
+    assert Listener(listen=text).listen == text
+
+
+@pytest.mark.parametrize(
+    "text", ["host", ":80", "host:", "host:x", "host:65536", "a b:80", "::1:80"]
+)
+def test_an_address_that_cannot_be_is_refused(text):
+    # gRPC takes 65,536 for 0 and listens on any port.
+    with pytest.raises(ValueError, match="host:port"):
+        Listener(listen=text)
+
+
+def test_what_fails_at_the_start_names_the_field_its_value_and_the_reason(tmp_path):
+    missing = tmp_path / "none"
+    with pytest.raises(ConfigError) as caught, blame_field("etcd.ca", missing):
+        missing.read_bytes()
+    assert str(caught.value) == f"etcd.ca {missing}: No such file or directory"
+    # What names the value, or the field, already does not say it twice; one line is enough.
+    with pytest.raises(ConfigError) as caught, blame_field("url", "z://b", RuntimeError):
+        raise RuntimeError("url z://b: unknown\n\nDebug: {...}")
+    assert str(caught.value) == "url: z://b: unknown"
+    with pytest.raises(TypeError), blame_field("url", "z://b"):
+        raise TypeError("a mistake in the code")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from control_plane.errors import StoreDeniedError
 from control_plane.store.etcd.connection import EtcdSettings
+from reelkit.settings import blame_field
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,7 +30,13 @@ class Login:
 
 
 def login_of(settings: EtcdSettings) -> Login | None:
-    """The login that the settings name, or None where etcd has no users."""
+    """The login that the settings name, or None where etcd has no users.
+
+    Raises:
+        ConfigError: The password cannot be read; later on that is the store's trouble.
+    """
     if settings.user is None or settings.password_file is None:
         return None
+    with blame_field("etcd.password_file", settings.password_file):
+        settings.password_file.open("rb").close()
     return Login(settings.user, settings.password_file)

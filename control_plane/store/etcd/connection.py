@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from control_plane.errors import StoreUnavailableError
 from reelkit.clock import Clock
-from reelkit.settings import Settings
+from reelkit.settings import Settings, blame_field
 
 _log = structlog.get_logger("control_plane.store.connection")
 
@@ -97,15 +97,20 @@ def channel_credentials(settings: EtcdSettings) -> grpc.ChannelCredentials | Non
     """TLS credentials from the settings' files; None for http endpoints.
 
     Raises:
-        OSError: A file cannot be read.
+        ConfigError: A file cannot be read.
     """
     if not settings.endpoints[0].startswith("https://"):
         return None
     return grpc.ssl_channel_credentials(
-        root_certificates=settings.ca.read_bytes() if settings.ca else None,
-        private_key=settings.key.read_bytes() if settings.key else None,
-        certificate_chain=settings.cert.read_bytes() if settings.cert else None,
+        root_certificates=_read("etcd.ca", settings.ca),
+        private_key=_read("etcd.key", settings.key),
+        certificate_chain=_read("etcd.cert", settings.cert),
     )
+
+
+def _read(field: str, file: Path | None) -> bytes | None:
+    with blame_field(field, file):
+        return file.read_bytes() if file is not None else None
 
 
 class Connection:
