@@ -33,6 +33,8 @@ from reelkit.files import write_atomic, write_json_atomic
 # Room left on the disk beside the weights.
 _SPARE_BYTES = 256 * 1024 * 1024
 
+_ANY_FILE = {"path": "any.json", "sha256": "0" * 64, "size_bytes": 0}
+
 
 @dataclass(frozen=True)
 class ManifestFile:
@@ -85,17 +87,18 @@ def parse_manifest(data: bytes, *, where: str) -> ManifestFile:
         raise WeightsError(f"{where}: is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise WeightsError(f"{where}: must be a JSON object")
-    if fields.get("files") is None:
-        return ManifestFile(fields=fields, data=data, manifest=None)
+    listed = fields.get("files") is not None
+    # The rest of one that lists no files is checked now, and not after they were fetched.
+    whole = data if listed else json.dumps({**fields, "files": [_ANY_FILE]}).encode()
     try:
-        manifest = Manifest.model_validate_json(data)
+        manifest = Manifest.model_validate_json(whole)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False)
         )
         raise WeightsError(f"{where}: {problems}") from None
-    return ManifestFile(fields=fields, data=data, manifest=manifest)
+    return ManifestFile(fields=fields, data=data, manifest=manifest if listed else None)
 
 
 class WeightsCache:

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from reelkit.extras import MissingExtraError
+from reelkit.extras import DISTRIBUTION, MissingExtraError
 from reelmesh_cli import console
 from reelmesh_cli.commands import batch, demo, generate, up
 from reelmesh_cli.errors import CommandError
 from reelmesh_cli.help_text import flow
 from wan_t2v_sdk import InvalidRequestError, ReelmeshError
 
+HELP = """Self-hosted text-to-video: a sentence in, an MP4 out.
+
+\b
+  reelmesh demo                      a mesh, one video, and it is gone again
+  reelmesh up --regions ap,eu        a mesh that stays until Ctrl-C
+  reelmesh generate "a big red ball bouncing" -o ball.mp4
+  reelmesh batch prompts.csv --out videos
+
+`reelmesh COMMAND --help` has more of each."""
+
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     name="reelmesh",
-    help="Self-hosted text-to-video: a sentence in, an MP4 out.",
+    help=flow(HELP),
     no_args_is_help=True,
     context_settings=_SETTINGS,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        console.out.print(f"reelmesh {importlib.metadata.version(DISTRIBUTION)}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 app.command("up", help=flow(up.HELP))(up.up)
 app.command("demo", help=flow(demo.HELP))(demo.demo)
 app.command("generate", help=flow(generate.HELP))(generate.generate)

@@ -61,7 +61,8 @@ class BatchRow:
 def read_rows(path: Path) -> list[BatchRow]:
     """The rows of a ``.csv`` (with a header) or of a text file (one prompt a line).
 
-    In a text file, empty lines and those that begin with ``#`` are skipped.
+    In a text file, empty lines and those that begin with ``#`` are skipped. In a CSV they are
+    not: a prompt may begin as it likes.
 
     Raises:
         UsageError: Names each bad row by line and column; nothing of the file is used.

@@ -5,7 +5,8 @@
     CommandError            one line for the person, and what to do next; exit code 1
     ├── UsageError          the command was asked for something impossible; exit code 2
     ├── StateDirInUseError  another live mesh uses the folder
-    └── MeshStartError      a process did not come up; names its log
+    ├── MeshStartError      a process did not come up; names its log
+    └── StoppedError        Ctrl-C; says what became of the work; exit code 130
 """
 
 from __future__ import annotations
@@ -36,3 +37,9 @@ class StateDirInUseError(CommandError):
 
 class MeshStartError(CommandError):
     """A process of the mesh did not come up."""
+
+
+class StoppedError(CommandError):
+    """The person pressed Ctrl-C."""
+
+    exit_code = 130

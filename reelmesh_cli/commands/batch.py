@@ -17,6 +17,8 @@ from reelmesh_cli.batch_results import COMPLETED, FAILED, ResultsFile, RowResult
 from reelmesh_cli.batch_rows import BatchRow, read_rows
 from reelmesh_cli.commands.generate import TIMEOUT_S, MeshOption, RegionOption, TimeoutOption
 from reelmesh_cli.config import open_client
+from reelmesh_cli.errors import StoppedError
+from reelmesh_cli.outputs import make_folder, naming
 from wan_t2v_sdk import (
     AsyncTextToVideoGenerator,
     AuthenticationError,
@@ -30,7 +32,8 @@ HELP = """Make a video for every row of a file.
 
 PROMPTS is a CSV with a column prompt and any of resolution, seconds, num_frames, width, height,
 steps, seed, guidance_scale, flow_shift, negative_prompt, model; or a text file with a prompt in
-each line. OUT gets an MP4 for each row and results.csv, which grows as rows end.
+each line, where lines that begin with # are comments (a prompt with # in front needs the CSV). OUT
+gets an MP4 for each row and results.csv, which grows as rows end.
 
 Run it again after an interruption: rows that are finished, by their content, are skipped, and
 those that failed are tried again. The exit code is 1 if any row failed.
@@ -62,13 +65,16 @@ def batch(
     """Runs the command; see :data:`HELP`."""
     rows = read_rows(prompts)
     client = open_client(mesh, region=region, timeout_s=timeout)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", out)
     results = ResultsFile(out)
-    results.open(resume=resume)
+    with naming("--out", results.path):
+        results.open(resume=resume)
     todo = [row for row in rows if not results.finished(row.digest)]
     run = BatchRun(client, out, results, total=len(rows), quiet=json_output)
     try:
         asyncio.run(run.make_all(todo, concurrency=concurrency))
+    except KeyboardInterrupt:
+        raise _stopped(run, rows=len(rows), todo=len(todo), results=results.path) from None
     finally:
         results.close(row.digest for row in rows)
     summary = {
@@ -86,6 +92,16 @@ def batch(
             f"{escape(str(results.path))}"
         )
     raise typer.Exit(1 if run.failed else 0)
+
+
+def _stopped(run: BatchRun, *, rows: int, todo: int, results: Path) -> StoppedError:
+    left = todo - run.completed - run.failed
+    return StoppedError(
+        f"interrupted: {run.completed} made, {rows - todo} finished before, {run.failed} failed, "
+        f"{left} left; videos under way are cancelled; {results}",
+        hint="run the same command again to go on, without --no-resume: what is finished is "
+        "skipped",
+    )
 
 
 class BatchRun:

@@ -10,9 +10,10 @@ import typer
 
 from reelkit.extras import needs_extra
 from reelmesh_cli import console
-from reelmesh_cli.commands.generate import Output, make_video
+from reelmesh_cli.commands.generate import Output, check_output, make_video
 from reelmesh_cli.commands.up import (
     START_TIMEOUT_S,
+    ManifestOption,
     ModelOption,
     NodesOption,
     RegionsOption,
@@ -20,6 +21,7 @@ from reelmesh_cli.commands.up import (
     ThreadsOption,
 )
 from reelmesh_cli.config import DEFAULT_STATE_DIR
+from reelmesh_cli.outputs import make_folder
 from wan_t2v_sdk import AsyncTextToVideoGenerator, VideoSettings
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def demo(
         Path, typer.Option(help="Where everything of the mesh lies.")
     ] = DEFAULT_STATE_DIR / "demo",
     model: ModelOption = None,
+    manifest: ManifestOption = None,
     threads: ThreadsOption = 0,
     start_timeout: StartTimeoutOption = START_TIMEOUT_S,
     json_output: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
@@ -60,12 +63,14 @@ def demo(
         nodes_per_region=nodes_per_region,
         state_dir=state_dir,
         model=model,
+        manifest=manifest,
         threads=threads,
         restart=False,
         start_timeout_s=start_timeout,
     )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder("--out", out)
     output = Output(video=out / "demo.mp4", sheet=out / "demo.png", as_json=json_output)
+    check_output(output)
     raise typer.Exit(asyncio.run(_demo(asked, prompt, output)))
 
 

@@ -12,7 +12,8 @@ import typer
 
 from reelmesh_cli import console, contact_sheet, facts
 from reelmesh_cli.config import open_client
-from reelmesh_cli.errors import UsageError
+from reelmesh_cli.errors import StoppedError, UsageError
+from reelmesh_cli.outputs import check_file
 from wan_t2v_sdk import AsyncTextToVideoGenerator, GenerationResult, VideoSettings
 
 TIMEOUT_S = 1_800.0
@@ -93,20 +94,29 @@ def generate(
     )
     target = Output(video=output, sheet=sheet, as_json=json_output)
     check_output(target)
-    asyncio.run(_generate(prompt, settings, target, region=region, mesh=mesh, timeout_s=timeout))
+    try:
+        asyncio.run(
+            _generate(prompt, settings, target, region=region, mesh=mesh, timeout_s=timeout)
+        )
+    except KeyboardInterrupt:
+        raise StoppedError(
+            "interrupted: the video is cancelled and nothing was saved",
+            hint="run the same command again to make it anew",
+        ) from None
 
 
 def check_output(output: Output) -> None:
     """Makes sure that the results can be written before the work is done.
 
     Raises:
-        UsageError: A folder is missing.
+        UsageError: One of them cannot; says which and why.
     """
-    for path in (output.video, output.sheet):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(
-                f"{path}: the folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}"
-            )
+    # Without a name the video lies in the current folder.
+    check_file("--output", output.video or Path("video.mp4"))
+    if output.sheet is not None:
+        check_file("--contact-sheet", output.sheet)
+        if output.video is not None and output.sheet.resolve() == output.video.resolve():
+            raise UsageError("--output and --contact-sheet name the same file")
 
 
 async def _generate(

@@ -29,6 +29,7 @@ everything; twice kills it.
   reelmesh up
   reelmesh up --regions ap,eu --nodes-per-region 1 --state-dir /tmp/mesh
   reelmesh up --model /models/wan2.2-ti2v-5b --regions home
+  reelmesh up --model hf://org/name --manifest my.manifest.json
   reelmesh up --restart        start a process again that died"""
 
 RegionsOption = Annotated[str, typer.Option(help="Comma list of regions.")]
@@ -38,6 +39,14 @@ ModelOption = Annotated[
     typer.Option(
         help="Folder of weights with a manifest.json, hf://org/name or an object-store URL; "
         "by default the small demo model.",
+        show_default=False,
+    ),
+]
+ManifestOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="The model's manifest, where --model holds none, such as a repository of the Hub: a "
+        "file, or the name of a shipped one, such as wan2.2-ti2v-5b.",
         show_default=False,
     ),
 ]
@@ -58,6 +67,7 @@ def up(
         Path, typer.Option(help="Where everything of the mesh lies.")
     ] = DEFAULT_STATE_DIR,
     model: ModelOption = None,
+    manifest: ManifestOption = None,
     threads: ThreadsOption = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Restart what dies.")] = False,
     start_timeout: StartTimeoutOption = START_TIMEOUT_S,
@@ -73,6 +83,7 @@ def up(
         nodes_per_region=nodes_per_region,
         state_dir=state_dir,
         model=model,
+        manifest=manifest,
         threads=threads,
         restart=restart,
         start_timeout_s=start_timeout,

@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelkit.clock import Clock, SystemClock
+from reelmesh_cli.errors import UsageError
 from reelmesh_cli.mesh.keys import write_keys
 from reelmesh_cli.mesh.live_board import LiveBoard
-from reelmesh_cli.mesh.model import make_random_model, named_model, shipped_model
+from reelmesh_cli.mesh.model import (
+    check_manifest,
+    make_random_model,
+    named_manifest,
+    named_model,
+    shipped_model,
+)
 from reelmesh_cli.mesh.ports import free_ports
 from reelmesh_cli.mesh.programs import find_programs
 from reelmesh_cli.mesh.state_dir import hold_state_dir
@@ -28,6 +35,7 @@ class LocalMesh:
     nodes_per_region: int
     state_dir: Path
     model: str | None
+    manifest: Path | None
     threads: int
     restart: bool
     start_timeout_s: float
@@ -51,12 +59,14 @@ async def local_mesh(
     clock: Clock = SystemClock()
     regions = check_options(asked.regions, asked.nodes_per_region)
     programs = find_programs()
+    named = await _named(asked)
     with hold_state_dir(asked.state_dir) as folder:
         options = MeshOptions(
             regions=regions,
             nodes_per_region=asked.nodes_per_region,
             state_dir=folder,
-            model_source=await _model_source(asked.model, folder, board),
+            model_source=named[0] if named else await _model_without_a_name(folder, board),
+            model_manifest=named[1] if named else None,
             threads=asked.threads or _fair_threads(len(regions) * asked.nodes_per_region),
         )
         tokens = write_keys(folder / "keys", now=dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC))
@@ -80,9 +90,21 @@ def _fair_threads(workers: int) -> int:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-async def _model_source(model: str | None, folder: Path, board: LiveBoard) -> str:
-    if model is not None:
-        return named_model(model)
+async def _named(asked: LocalMesh) -> tuple[str, str | None] | None:
+    """The nodes' ``model.source`` and ``model.manifest``, where a model is named."""
+    if asked.model is None:
+        if asked.manifest is not None:
+            raise UsageError("--manifest goes with --model", hint="name the model's weights too")
+        return None
+    source = named_model(asked.model, has_manifest=asked.manifest is not None)
+    if asked.manifest is None:
+        return source, None
+    manifest = named_manifest(asked.manifest)
+    await check_manifest(manifest)
+    return source, str(manifest)
+
+
+async def _model_without_a_name(folder: Path, board: LiveBoard) -> str:
     shipped = shipped_model()
     if shipped is not None:
         return str(shipped)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reelmesh_cli.errors import StateDirInUseError
+from reelmesh_cli.outputs import naming
 
 MESH_FILE = "mesh.json"
 
@@ -22,12 +23,15 @@ def hold_state_dir(path: Path) -> Iterator[Path]:
 
     Raises:
         StateDirInUseError: Another live mesh holds it; the message names its pid.
+        UsageError: It cannot be made or written.
     """
-    folder = path.expanduser().resolve()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in ("config", "logs", "run", "artifacts", "gateways"):
-        (folder / name).mkdir(exist_ok=True)
-    with (folder / "lock").open("a+", encoding="ascii") as lock:
+    with contextlib.ExitStack() as stack:
+        with naming("--state-dir", path):
+            folder = path.expanduser().resolve()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name in ("config", "logs", "run", "artifacts", "gateways"):
+                (folder / name).mkdir(exist_ok=True)
+            lock = stack.enter_context((folder / "lock").open("a+", encoding="ascii"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

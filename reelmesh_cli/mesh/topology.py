@@ -31,6 +31,8 @@ class MeshOptions:
     """Absolute."""
     model_source: str
     """A folder or URL, as a node agent's ``model.source``."""
+    model_manifest: str | None = None
+    """Its ``model.manifest``, where the manifest lies apart from the weights."""
     threads: int
     """torch's threads in each worker; 0 leaves it to torch."""
 
@@ -219,6 +221,7 @@ def _node(
         "control_planes": [control],
         "model": {
             "source": options.model_source,
+            "manifest": options.model_manifest,
             "cache_dir": str(options.state_dir / "weights-cache"),
         },
         "workers": {"threads": options.threads},

@@ -69,9 +69,33 @@ def test_ctrl_c_cancels_what_runs_and_keeps_what_is_done(start, gateway, tmp_pat
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors
+    assert "interrupted: 0 made, 0 finished before, 0 failed, 5 left" in errors
+    assert "run the same command again" in errors
     assert len(gateway.specs) == 3, "more were asked for at once than allowed"
     assert len(gateway.cancelled) == 3
     assert rows(tmp_path) == []
+
+
+def test_ctrl_c_says_what_became_of_a_single_video(gateway, tmp_path):
+    gateway.trouble.hang = True
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reelmesh_cli", "generate", "a", "-o", "a.mp4"],
+        env={**os.environ, "REELMESH_ENDPOINTS": gateway.endpoint, "REELMESH_TOKEN": TOKEN},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline_s = time.monotonic() + 30
+    while not gateway.specs:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted: the video is cancelled and nothing was saved" in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_token_stops_the_batch_at_once(start, gateway, tmp_path):
@@ -86,7 +110,7 @@ def test_a_bad_token_stops_the_batch_at_once(start, gateway, tmp_path):
 def test_heavy_and_forbidden_modules_stay_out():
     """The client library and the command start fast and install small."""
     code = (
-        "import sys, reelmesh_cli.__main__, wan_t2v_sdk; "
+        "import sys, reelmesh_cli.app, wan_t2v_sdk; "
         "heavy = {'torch', 'diffusers', 'aiohttp', 'pydantic', 'structlog', 'opentelemetry'}; "
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )

@@ -108,6 +108,9 @@ def test_ports_differ_and_are_free_afterwards():
 def test_a_model_folder_needs_a_manifest(tmp_path):
     with pytest.raises(UsageError, match=r"manifest\.json"):
         named_model(str(tmp_path))
+    assert named_model(str(tmp_path), has_manifest=True) == str(tmp_path)
+    with pytest.raises(UsageError, match="is no folder"):
+        named_model(str(tmp_path / "none"), has_manifest=True)
     (tmp_path / "manifest.json").write_text("{}")
     assert named_model(str(tmp_path)) == str(tmp_path)
     assert named_model("hf://org/name") == "hf://org/name"

@@ -16,6 +16,7 @@ def plan(tmp_path):
         nodes_per_region=2,
         state_dir=tmp_path,
         model_source="/models/m",
+        model_manifest="/models/m.manifest.json",
         threads=3,
     )
     programs = Programs(python="/bin/python", etcd="/bin/etcd")
@@ -49,6 +50,7 @@ def test_no_address_is_used_twice_and_each_finds_the_other(plan):
             node = by_id[f"{region}-node-{number}"]
             assert node.config["control_planes"] == [control.address]
             assert node.config["model"]["source"] == "/models/m"
+            assert node.config["model"]["manifest"] == "/models/m.manifest.json"
             assert node.config["workers"]["threads"] == 3
         assert plan.regions[region].grpc == gateway.address
         assert plan.regions[region].http == f"http://{gateway.config['http']['listen']}"
