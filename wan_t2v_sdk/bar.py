@@ -31,7 +31,16 @@ class ProgressBar(Protocol):
 
 
 def make_bar(progress: bool | None) -> ProgressBar:
-    """The bar to use: None means one where somebody is there to see it."""
+    """The bar to use: None means one where somebody is there to see it.
+
+    Raises:
+        TypeError: A function was passed where other libraries take a callback.
+    """
+    if callable(progress):
+        raise TypeError(
+            "progress is True, False or None, for a bar; pass a function that is called with "
+            "each event as on_progress="
+        )
     notebook = _in_notebook()
     if progress is None:
         progress = notebook or sys.stderr.isatty()

@@ -1,6 +1,8 @@
 import sys
 
-from wan_t2v_sdk import VideoEvent
+import pytest
+
+from wan_t2v_sdk import AsyncTextToVideoGenerator, TextToVideoGenerator, VideoEvent
 from wan_t2v_sdk.bar import NoBar, StepBar, make_bar
 
 
@@ -33,3 +35,12 @@ def test_a_terminal_means_a_bar(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with make_bar(None) as bar:
         assert isinstance(bar, StepBar)
+
+
+async def test_a_callback_in_the_place_of_the_bar_is_refused_before_anything_is_sent():
+    arguments = {"endpoints": ["127.0.0.1:1"], "token": "t"}
+    with pytest.raises(TypeError, match="on_progress="):
+        TextToVideoGenerator(**arguments).generate("a ball", progress=print)
+    async with AsyncTextToVideoGenerator(**arguments) as model:
+        with pytest.raises(TypeError, match="on_progress="):
+            await model.generate("a ball", progress=print)
