@@ -7,11 +7,15 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
+
+ALL_FIT: Final[Mapping[str, int]] = MappingProxyType({})
+"""Every number of a request fits its field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class VideoApplication(Protocol):
         options: video_service_pb2.CreateOptions,
         *,
         streamed: bool,
+        unfit: Mapping[str, int] = ALL_FIT,
     ) -> video_pb2.Video:
         """Validates, admits and starts a video; answers its record as it stands.
 
@@ -52,6 +57,8 @@ class VideoApplication(Protocol):
             options: Idempotency key, durability and deadline of the job.
             streamed: The caller will :meth:`watch` it at once, and gives it up by
                 leaving; it is then cancelled after a grace time unless durable.
+            unfit: By the spec's field, whole numbers that were asked for and that it
+                cannot hold, such as -1 frames: refused in the words of the model's rule.
 
         Raises:
             InvalidRequest: Names each field that breaks a rule.
@@ -66,6 +73,7 @@ class VideoApplication(Protocol):
 
         Raises:
             VideoNotFound: There is none of this tenant.
+            OtherRegion: There is none here, and the id names another region.
         """
         ...
 
@@ -74,8 +82,8 @@ class VideoApplication(Protocol):
     ) -> AsyncIterator[video_pb2.VideoEvent]:
         """Events after ``after_seq`` up to and including the terminal one.
 
-        The first step of the iterator raises VideoNotFound. Closing the iterator ends
-        the subscription.
+        The first step of the iterator raises VideoNotFound or OtherRegion. Closing the
+        iterator ends the subscription.
         """
         ...
 
@@ -111,6 +119,7 @@ class VideoApplication(Protocol):
 
         Raises:
             VideoNotFound: There is none of this tenant.
+            OtherRegion: There is none here, and the id names another region.
         """
         ...
 
@@ -119,6 +128,7 @@ class VideoApplication(Protocol):
 
         Raises:
             VideoNotFound: There is none of this tenant.
+            OtherRegion: There is none here, and the id names another region.
         """
         ...
 
@@ -127,7 +137,10 @@ class VideoApplication(Protocol):
 
         Raises:
             VideoNotFound: There is none of this tenant.
-            NotFinished: It still runs, waits, failed or was cancelled.
+            OtherRegion: There is none here, and the id names another region.
+            NotFinished: It still runs or waits.
+            VideoFailed: It failed.
+            VideoCancelled: It was cancelled.
             InvalidRequest: The offset is past the end.
         """
         ...

@@ -8,8 +8,12 @@
     ├── Unauthenticated         no token, or one that does not hold
     ├── PermissionDenied        a good token without the scope
     ├── VideoNotFound           no such video of this tenant
+    ├── OtherRegion             the id names another region, and its gateways alone know
+    ├── ModelNotFound           no such model is served here
     ├── IdempotencyConflict     the key was used with another request
     ├── NotFinished             bytes were asked for before the video is complete
+    │   ├── VideoFailed         and they never will be: it failed
+    │   └── VideoCancelled      likewise: it was cancelled
     ├── ResourceExhausted       a bound is reached: come back after retry_after_s
     ├── Unavailable             this region cannot serve now
     ├── ReaderTooSlow           a client took nothing of its stream for too long
@@ -22,8 +26,16 @@ clients: never a stack, a path, a prompt or an address in them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+# What gRPC has room for in a status, whose message travels percent-encoded in a header.
+MAX_MESSAGE_BYTES = 400
+MAX_SENTENCE_BYTES = 270
+MAX_NAMED_FIELDS = 16
+_MAX_FIELD_BYTES = 64
+_MAX_NEAREST_BYTES = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,41 @@ class FieldViolation:
     """The rule and what was given."""
     nearest: tuple[str, ...] = ()
     """Valid values nearest to it, best first; empty where there is no such thing."""
+
+    def sentence(self) -> str:
+        """Field, rule and nearest values, in at most MAX_SENTENCE_BYTES."""
+        field = shortened(self.field, _MAX_FIELD_BYTES)
+        nearest = ""
+        if self.nearest:
+            verb = "is" if len(self.nearest) == 1 else "are"
+            nearest = shortened(
+                f"; the nearest {verb} {', '.join(self.nearest)}", _MAX_NEAREST_BYTES
+            )
+        room = MAX_SENTENCE_BYTES - len(f"{field}: {nearest}".encode())
+        return f"{field}: {shortened(self.message, room)}{nearest}"
+
+
+def shortened(text: str, max_bytes: int) -> str:
+    """The text, or as much of its beginning as fits, with dots that say so."""
+    data = text.encode()
+    if len(data) <= max_bytes:
+        return text
+    return data[: max_bytes - 3].decode(errors="ignore") + "..."
+
+
+def summary(violations: Sequence[FieldViolation]) -> str:
+    """All violations in at most MAX_MESSAGE_BYTES: sentences, and names where those do not fit."""
+    listed = violations[:MAX_NAMED_FIELDS]
+    unlisted = len(violations) - len(listed)
+    sentences = [violation.sentence() for violation in listed]
+    for told in range(len(listed), 0, -1):
+        named = [shortened(violation.field, _MAX_FIELD_BYTES) for violation in listed[told:]]
+        if unlisted:
+            named.append(f"{unlisted} more")
+        text = "; ".join(sentences[:told]) + (f"; also wrong: {', '.join(named)}" if named else "")
+        if len(text.encode()) <= MAX_MESSAGE_BYTES:
+            return text
+    return f"{sentences[0]}; also wrong: {len(violations) - 1} more" if sentences else ""
 
 
 class GatewayError(Exception):
@@ -56,7 +103,7 @@ class InvalidRequest(GatewayError):  # noqa: N818 - named for what the client re
     code = "invalid_request"
 
     def __init__(self, violations: tuple[FieldViolation, ...]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.message}" for v in violations))
+        super().__init__(summary(violations))
         self.violations = violations
 
 
@@ -84,6 +131,22 @@ class VideoNotFound(GatewayError):  # noqa: N818 - likewise
     code = "video_not_found"
 
 
+class OtherRegion(GatewayError):  # noqa: N818 - likewise
+    """The id names another region as the video's home; whether it exists is not known here."""
+
+    code = "other_region"
+
+    def __init__(self, region: str) -> None:
+        super().__init__(f"the video lives in region {region}; ask a gateway there")
+        self.region = region
+
+
+class ModelNotFound(GatewayError):  # noqa: N818 - likewise
+    """No ready node of this region serves such a model."""
+
+    code = "model_not_found"
+
+
 class IdempotencyConflict(GatewayError):  # noqa: N818 - likewise
     """The idempotency key was used with a different request."""
 
@@ -94,6 +157,18 @@ class NotFinished(GatewayError):  # noqa: N818 - likewise
     """The bytes are not complete yet."""
 
     code = "not_finished"
+
+
+class VideoFailed(NotFinished):
+    """The video failed: it will have no bytes."""
+
+    code = "video_failed"
+
+
+class VideoCancelled(NotFinished):
+    """The video was cancelled: it will have no bytes."""
+
+    code = "video_cancelled"
 
 
 class ResourceExhausted(GatewayError):  # noqa: N818 - likewise

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
-from gateway.application import Caller, Download
+from gateway.application import ALL_FIT, Caller, Download
 from gateway.jobs.attempts import TERMINAL_N, seq_of
-from gateway.jobs.ids import VideoIds, region_of
+from gateway.jobs.ids import VideoIds, not_here, region_of
+from gateway.jobs.records import no_bytes
 from gateway.jobs.store import TERMINAL_STATUSES
 from gateway.output.wire import encode_event
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
@@ -181,13 +182,16 @@ class FakeApplication:
         options: video_service_pb2.CreateOptions,
         *,
         streamed: bool,
+        unfit: Mapping[str, int] = ALL_FIT,
     ) -> video_pb2.Video:
         """See the port."""
         self._check_broken()
         self.traceparents.append(current_traceparent())
         catalog = Catalog(tuple(self._models), self._models[0].name)
         seed = random.getrandbits(32)
-        resolved = resolve(spec, catalog, drawn_seed=seed, violations=check_options(options))
+        resolved = resolve(
+            spec, catalog, drawn_seed=seed, violations=check_options(options), unfit=unfit
+        )
         request = spec.SerializeToString(deterministic=True)
         known = self._keys.get((caller.tenant, options.idempotency_key))
         if options.idempotency_key and known is not None:
@@ -283,8 +287,7 @@ class FakeApplication:
         """See the port."""
         job = self._job(caller, video_id)
         if job.video.status != video_pb2.VIDEO_STATUS_COMPLETED:
-            status = video_pb2.VideoStatus.Name(job.video.status).removeprefix("VIDEO_STATUS_")
-            raise errors.NotFinished(f"the video is {status.lower()}; it has no bytes to download")
+            raise no_bytes(job.video)
         if offset > len(job.data):
             message = f"is past the end: the video has {len(job.data)} bytes"
             violation = errors.FieldViolation("offset", message, (str(len(job.data)),))
@@ -320,7 +323,7 @@ class FakeApplication:
         self._check_broken()
         job = self._jobs.get(video_id)
         if job is None or job.tenant != caller.tenant:
-            raise errors.VideoNotFound("there is no such video")
+            raise not_here(video_id, region=self._region)
         return job
 
     def _admit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 
@@ -75,10 +75,11 @@ class Admission:
         options: video_service_pb2.CreateOptions,
         *,
         streamed: bool,
+        unfit: Mapping[str, int],
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
         try:
-            return await self._create(caller, spec, options, streamed=streamed)
+            return await self._create(caller, spec, options, streamed=streamed, unfit=unfit)
         except GatewayError as error:
             self._metrics.refused(error.code)
             raise
@@ -90,16 +91,17 @@ class Admission:
         options: video_service_pb2.CreateOptions,
         *,
         streamed: bool,
+        unfit: Mapping[str, int],
     ) -> video_pb2.Video:
         violations = check_options(options)
         digest = records.request_digest(spec)
         keep = options.durable or not streamed
-        if options.idempotency_key and not violations:
+        if options.idempotency_key and not violations and not unfit:
             standing = await self._jobs.find_key(caller.tenant, options.idempotency_key)
             if standing is not None:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
-        ask, resolved = self._admit(spec, options, violations)
+        ask, resolved = self._admit(spec, options, violations, unfit)
         record = records.new_record(
             video_id=self._ids.draw(),
             region=self._region,
@@ -152,6 +154,7 @@ class Admission:
         spec: video_pb2.VideoSpec,
         options: video_service_pb2.CreateOptions,
         violations: list[FieldViolation],
+        unfit: Mapping[str, int],
     ) -> tuple[Ask, video_pb2.ResolvedSpec]:
         if self._lifetimes.draining:
             raise Unavailable("this gateway is shutting down; try another", retry_after_s=1.0)
@@ -159,7 +162,11 @@ class Admission:
         if not catalog.models and not violations:
             raise Unavailable("no node of this region has told its models yet", retry_after_s=5.0)
         resolved = resolve(
-            spec, catalog, drawn_seed=secrets.randbelow(2**31), violations=violations
+            spec,
+            catalog,
+            drawn_seed=secrets.randbelow(2**31),
+            violations=violations,
+            unfit=unfit,
         )
         model = (resolved.model, resolved.model_version)
         wait_s = self._waiting.predicted_wait_s(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import TypeVar
 
 import structlog
@@ -15,7 +15,7 @@ from reelmesh.v1 import (
     video_service_pb2,
 )
 
-from gateway.application import Caller, Download
+from gateway.application import ALL_FIT, Caller, Download
 from gateway.core.admission import Admission
 from gateway.core.commit import Committer
 from gateway.core.execution import Execution
@@ -23,13 +23,13 @@ from gateway.core.lifetimes import Lifetimes
 from gateway.errors import (
     FieldViolation,
     InvalidRequest,
-    NotFinished,
     Unavailable,
     VideoNotFound,
 )
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.waiting import WaitingRoom
-from gateway.jobs.ids import region_of
+from gateway.jobs.ids import not_here, region_of
+from gateway.jobs.records import no_bytes
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactError, ArtifactMissing, ArtifactStore, pieces
 from gateway.output.replay import replay
@@ -80,9 +80,10 @@ class Videos:
         options: video_service_pb2.CreateOptions,
         *,
         streamed: bool,
+        unfit: Mapping[str, int] = ALL_FIT,
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
-        return await self._admission.create(caller, spec, options, streamed=streamed)
+        return await self._admission.create(caller, spec, options, streamed=streamed, unfit=unfit)
 
     # --- read ---
 
@@ -102,7 +103,7 @@ class Videos:
     async def _record(self, caller: Caller, video_id: str) -> job_service_pb2.JobRecord:
         record = await self._jobs.get(caller.tenant, video_id)
         if record is None:
-            raise VideoNotFound("there is no such video; finished ones are kept for a day")
+            raise not_here(video_id, region=self._region)
         return record
 
     async def watch(
@@ -164,7 +165,7 @@ class Videos:
         record = await self._record(caller, video_id)
         video = record.video
         if video.status != video_pb2.VIDEO_STATUS_COMPLETED:
-            raise NotFinished(_NOT_FINISHED.get(video.status, "the video is not finished yet"))
+            raise no_bytes(video)
         total = video.result.size_bytes
         if not 0 <= offset <= total:
             rule = f"must be 0 to {total}, the video's size in bytes, not {offset}"
@@ -192,7 +193,7 @@ class Videos:
             await self._lifetimes.cancel(execution, "client")
         removed = await self._jobs.delete(caller.tenant, video_id)
         if removed is None:
-            raise VideoNotFound("there is no such video")
+            raise not_here(video_id, region=self._region)
         self._lifetimes.forget(video_id)
         if removed.artifact_key:
             self._committer.discard(removed.artifact_key)
@@ -252,9 +253,3 @@ async def _told(items: AsyncGenerator[T], video_id: str) -> AsyncGenerator[T]:
     except (ArtifactError, OSError) as error:
         _log.error("video not readable", job_id=video_id, error=str(error))
         raise Unavailable("the video cannot be read now", retry_after_s=5.0) from None
-
-
-_NOT_FINISHED = {
-    video_pb2.VIDEO_STATUS_FAILED: "the video failed; there are no bytes of it",
-    video_pb2.VIDEO_STATUS_CANCELLED: "the video was cancelled; there are no bytes of it",
-}

@@ -56,11 +56,22 @@ ERROR_TABLE: Mapping[type[errors.GatewayError], ErrorRow] = MappingProxyType(
             "permission_error",
         ),
         errors.VideoNotFound: ErrorRow(404, "No such video", grpc.StatusCode.NOT_FOUND),
+        # Not 404: this region cannot tell whether the video exists.
+        errors.OtherRegion: ErrorRow(
+            421, "The video lives in another region", grpc.StatusCode.NOT_FOUND
+        ),
+        errors.ModelNotFound: ErrorRow(404, "No such model", grpc.StatusCode.NOT_FOUND),
         errors.IdempotencyConflict: ErrorRow(
             422, "The idempotency key is in use", grpc.StatusCode.ALREADY_EXISTS
         ),
         errors.NotFinished: ErrorRow(
             409, "The video is not finished", grpc.StatusCode.FAILED_PRECONDITION
+        ),
+        errors.VideoFailed: ErrorRow(
+            409, "The video failed and has no content", grpc.StatusCode.FAILED_PRECONDITION
+        ),
+        errors.VideoCancelled: ErrorRow(
+            409, "The video was cancelled and has no content", grpc.StatusCode.FAILED_PRECONDITION
         ),
         errors.JobFailed: ErrorRow(409, "The video failed", grpc.StatusCode.FAILED_PRECONDITION),
         errors.ResourceExhausted: ErrorRow(

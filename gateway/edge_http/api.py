@@ -29,6 +29,7 @@ from gateway.edge_http.middleware import CALLER, edge_middleware, sign
 from gateway.edge_http.openai_objects import (
     deleted_object,
     model_list,
+    model_object,
     region_list,
     video_list,
     video_object,
@@ -78,6 +79,7 @@ def build_http_app(
         ("GET", "/v1/videos/{video_id}/events", routes.events),
         ("POST", "/v1/videos/{video_id}/cancel", routes.cancel),
         ("GET", "/v1/models", routes.models),
+        ("GET", "/v1/models/{name}", routes.model),
         ("GET", "/v1/regions", routes.regions),
         ("GET", "/healthz", routes.healthz),
         ("HEAD", "/healthz", routes.healthz),
@@ -114,7 +116,7 @@ class _Routes:
             wish.options.idempotency_key = key
         try:
             video = await self._application.create(
-                request[CALLER], wish.spec, wish.options, streamed=False
+                request[CALLER], wish.spec, wish.options, streamed=False, unfit=wish.unfit
             )
         except errors.InvalidRequest as error:
             raise wish.in_clients_words(error) from None
@@ -171,6 +173,10 @@ class _Routes:
         models, default = self._application.models()
         return _json(model_list(models, default=default))
 
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        models, default = self._application.models()
+        return _json(model_object(request.match_info["name"], models, default=default))
+
     async def regions(self, _request: web.Request) -> web.StreamResponse:
         return _json(region_list(self._application.regions()))
 
@@ -223,17 +229,25 @@ def _video_id(request: web.Request) -> str:
 
 
 def _idempotency_key(request: web.Request) -> str:
-    key = request.headers.get("Idempotency-Key", "")
-    if key and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise _violation("Idempotency-Key", "must be 1 to 128 visible ASCII characters")
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return ""
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise _violation(
+            "Idempotency-Key",
+            "must be 1 to 128 visible ASCII characters without spaces; leave it out for none",
+        )
     return key
 
 
 def _page_size(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_PAGE:
-        raise _violation("limit", f"must be a whole number from 1 to {MAX_PAGE}")
+    rule = f"must be a whole number, 1 to {MAX_PAGE}"
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _violation("limit", rule)
+    if not 1 <= int(text) <= MAX_PAGE:
+        raise _violation("limit", rule, (str(min(max(int(text), 1), MAX_PAGE)),))
     return int(text)
 
 

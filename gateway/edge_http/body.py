@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from aiohttp.http_exceptions import BadHttpMessage
 from reelmesh.v1 import video_pb2, video_service_pb2
 
-from gateway.edge_http.fields import FIELDS, WrongValue, parse_value, unknown_field
+from gateway.edge_http.fields import (
+    FIELDS,
+    CreateField,
+    Kind,
+    OutsideField,
+    WrongValue,
+    parse_value,
+    printable,
+    unknown_field,
+)
 from gateway.errors import FieldViolation, InvalidRequest, PayloadTooLarge
 
 ACCEPTED = ("application/json", "multipart/form-data")
@@ -39,6 +48,8 @@ class CreateRequest:
         self.spec = video_pb2.VideoSpec()
         self.options = video_service_pb2.CreateOptions()
         self.names = frozenset(fields)
+        self.unfit: dict[str, int] = {}
+        """By the spec's field, whole numbers that it cannot hold."""
         violations = []
         for name, value in fields.items():
             field = FIELDS.get(name)
@@ -49,15 +60,26 @@ class CreateRequest:
                 # OpenAI's clients write null for what is left to the default.
                 continue
             try:
-                parsed = parse_value(field, value, from_text=from_text)
+                self._set(field, parse_value(field, value, from_text=from_text))
+            except OutsideField as error:
+                self._set_outside(field, error.value)
             except WrongValue as error:
                 violations.append(FieldViolation(name, str(error)))
-                continue
-            setattr(self.options if field.option else self.spec, field.target, parsed)
         if fields.get("size") is not None and fields.get("resolution") is not None:
             violations.append(FieldViolation("size", "means the same as resolution; send one"))
         if violations:
             raise InvalidRequest(tuple(violations))
+
+    def _set(self, field: CreateField, value: Any) -> None:
+        setattr(self.options if field.option else self.spec, field.target, value)
+
+    def _set_outside(self, field: CreateField, value: float) -> None:
+        """Keeps it, for the application to say which of the model's rules it breaks."""
+        if field.kind is Kind.WHOLE:
+            self.unfit[field.target] = int(value)
+        else:
+            # A double holds what is not finite, too.
+            self._set(field, value)
 
     def in_clients_words(self, error: InvalidRequest) -> InvalidRequest:
         """The same error with the field names that this client wrote."""
@@ -114,7 +136,10 @@ async def _read_body(request: web.Request, *, timeout_s: float) -> bytes:
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """A JSON object with each name once and finite numbers only.
+    """A JSON object with each name once.
+
+    NaN and Infinity, which JSON does not have, are read all the same, so that the field
+    that holds one can be named.
 
     Raises:
         InvalidRequest: It is anything else.
@@ -124,7 +149,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise MalformedBody(f"is not UTF-8: the byte at {error.start} is wrong") from None
     try:
-        parsed = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+        parsed = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise MalformedBody(
             f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -142,13 +167,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise InvalidRequest((FieldViolation(name[:64], "is given twice"),))
+            raise InvalidRequest((FieldViolation(printable(name[:64]), "is given twice"),))
         found[name] = value
     return found
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise MalformedBody(f"holds {name}, which is no JSON number; every number must be finite")
 
 
 async def _parse_form(request: web.Request, body: bytes) -> dict[str, Any]:
@@ -162,7 +183,7 @@ async def _parse_form(request: web.Request, body: bytes) -> dict[str, Any]:
         while (part := await reader.next()) is not None:
             name, text = await _read_part(part)
             if name in fields:
-                raise InvalidRequest((FieldViolation(name[:64], "is given twice"),))
+                raise InvalidRequest((FieldViolation(printable(name[:64]), "is given twice"),))
             fields[name] = text
             if len(fields) > MAX_PARTS:
                 raise MalformedBody(f"has more than {MAX_PARTS} parts")
@@ -182,7 +203,7 @@ async def _read_part(part: BodyPartReader | MultipartReader) -> tuple[str, str]:
         return part.name, data.decode("utf-8")
     except UnicodeDecodeError as error:
         message = f"is not UTF-8: the byte at {error.start} is wrong"
-        raise InvalidRequest((FieldViolation(part.name[:64], message),)) from None
+        raise InvalidRequest((FieldViolation(printable(part.name[:64]), message),)) from None
 
 
 def _file_violation(name: str) -> FieldViolation:

@@ -62,7 +62,8 @@ async def send_content(
 
     Raises:
         VideoNotFound: There is no such video of this tenant.
-        NotFinished: It is not complete.
+        OtherRegion: The id names another region.
+        NotFinished: It is not complete; VideoFailed and VideoCancelled say that it never will be.
         InvalidRequest: Another variant than ``video`` is asked for.
         web.HTTPRequestRangeNotSatisfiable: The range lies outside.
     """

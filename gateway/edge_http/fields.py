@@ -82,6 +82,17 @@ class WrongValue(ValueError):  # noqa: N818 - caught where the field's name is k
     """A value breaks its field's type; the message says how."""
 
 
+class OutsideField(WrongValue):
+    """A number of the right type that breaks a rule of every model, or is not finite.
+
+    ``value`` is the number. The application refuses it in the words of the model's rule.
+    """
+
+    def __init__(self, message: str, value: float) -> None:
+        super().__init__(message)
+        self.value = value
+
+
 def unknown_field(name: str) -> FieldViolation:
     """The violation of a field that does not exist, with the names closest to it."""
     if name == "input_reference":
@@ -91,8 +102,8 @@ def unknown_field(name: str) -> FieldViolation:
     if habit is not None:
         nearest = [habit, *(n for n in nearest if n != habit)]
     shown = name if len(name) <= 64 else name[:64] + "..."
-    hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(FIELDS)}"
-    return FieldViolation(_clean(shown), "is not a field of this request" + hint, tuple(nearest))
+    hint = "" if nearest else f"; known are {', '.join(FIELDS)}"
+    return FieldViolation(printable(shown), "is not a field of this request" + hint, tuple(nearest))
 
 
 def parse_value(field: CreateField, value: Any, *, from_text: bool) -> Any:
@@ -104,6 +115,7 @@ def parse_value(field: CreateField, value: Any, *, from_text: bool) -> Any:
         from_text: Whether it is a form field, whose numbers are written as text.
 
     Raises:
+        OutsideField: It is a number that no model takes.
         WrongValue: It is something else.
     """
     if field.kind is Kind.TEXT:
@@ -130,7 +142,7 @@ def _whole(value: Any, max_value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise WrongValue(f"must be a whole number, not {_kind_of(value)}")
     if not 0 <= value <= max_value:
-        raise WrongValue(f"must be between 0 and {max_value}")
+        raise OutsideField(f"must be between 0 and {max_value}", value)
     return value
 
 
@@ -142,7 +154,7 @@ def _number(value: Any, kind: Kind) -> float:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise WrongValue("must be a finite number")
+        raise OutsideField("must be a finite number", number)
     return number
 
 
@@ -163,7 +175,7 @@ def _kind_of(value: Any) -> str:
         case int():
             return "a whole number"
         case float():
-            return "a fraction"
+            return "a fraction" if math.isfinite(value) else str(value)
         case str():
             return "a string"
         case list():
@@ -172,6 +184,6 @@ def _kind_of(value: Any) -> str:
             return "an object"
 
 
-def _clean(name: str) -> str:
+def printable(name: str) -> str:
     """A client's own field name, safe to send back."""
     return "".join(c if c.isprintable() else "?" for c in name)

@@ -8,6 +8,7 @@ from typing import Any
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2
 
 from gateway.edge_http.json_values import finite, to_json
+from gateway.errors import ModelNotFound
 
 # OpenAI knows no cancelled video: it reads as failed, with a code that says so.
 _STATUS = {
@@ -94,22 +95,44 @@ def model_list(models: list[model_pb2.ModelInfo], *, default: str) -> dict[str, 
     return {
         "object": "list",
         "data": [
-            _model_object(model, default=default, alone=versions[model.name] == 1)
+            _model_object(
+                model,
+                model_id=model.name if versions[model.name] == 1 else _pinned_id(model),
+                default=default,
+            )
             for model in models
         ],
     }
 
 
-def _model_object(model: model_pb2.ModelInfo, *, default: str, alone: bool) -> dict[str, Any]:
-    pinned = f"{model.name}@{model.version}"
+def model_object(wanted: str, models: list[model_pb2.ModelInfo], *, default: str) -> dict[str, Any]:
+    """One model by its name or its pinned id, under the id that it was asked by.
+
+    Of several versions of a name this is the first: the one that a request for the name gets.
+
+    Raises:
+        ModelNotFound: None of ``models`` is it.
+    """
+    for model in models:
+        if wanted in (model.name, _pinned_id(model)):
+            return _model_object(model, model_id=wanted, default=default)
+    names = ", ".join(dict.fromkeys(model.name for model in models)) or "no model now"
+    raise ModelNotFound(f"there is no such model here; this region serves {names}")
+
+
+def _pinned_id(model: model_pb2.ModelInfo) -> str:
+    return f"{model.name}@{model.version}"
+
+
+def _model_object(model: model_pb2.ModelInfo, *, model_id: str, default: str) -> dict[str, Any]:
     return {
-        "id": model.name if alone else pinned,
+        "id": model_id,
         "object": "model",
         # Manifests carry no date; OpenAI's clients want a number here.
         "created": 0,
         "owned_by": "reelmesh",
         "default": model.name == default,
-        "pinned_id": pinned,
+        "pinned_id": _pinned_id(model),
         **to_json(model),
     }
 

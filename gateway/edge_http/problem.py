@@ -62,6 +62,8 @@ def problem_of(error: errors.GatewayError, *, scope: Scope | None = None) -> Pro
     if isinstance(error, errors.JobFailed):
         extra["job_code"] = error.job_code
         retryable = error.job_retryable
+    if isinstance(error, errors.OtherRegion):
+        extra["region"] = error.region
     return Problem(
         status=row.http_status,
         code=error.code,

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
+from gateway.errors import OtherRegion, VideoNotFound
 from reelkit.clock import Clock
 
 REGION_PATTERN: Final = r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?"
@@ -26,6 +27,17 @@ def region_of(video_id: str) -> str | None:
     """The home region that an id names, or None where it is no video's id."""
     match = _VIDEO_ID.fullmatch(video_id)
     return match.group(1) if match else None
+
+
+def not_here(video_id: str, *, region: str) -> VideoNotFound | OtherRegion:
+    """What to tell of a video that ``region`` does not have.
+
+    The id alone decides, so the answer says nothing of what another region has.
+    """
+    home = region_of(video_id)
+    if home is not None and home != region:
+        return OtherRegion(home)
+    return VideoNotFound("there is no such video; finished ones are kept for a day")
 
 
 class VideoIds:

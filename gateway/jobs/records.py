@@ -7,6 +7,7 @@ import hashlib
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
+from gateway.errors import NotFinished, VideoCancelled, VideoFailed
 from gateway.jobs.attempts import TERMINAL_N, seq_of
 
 
@@ -133,3 +134,13 @@ def terminal_event(video: video_pb2.Video, attempt: int) -> video_pb2.VideoEvent
     else:
         return None
     return event
+
+
+def no_bytes(video: video_pb2.Video) -> NotFinished:
+    """Why a video that is not complete has no bytes, and whether it ever will."""
+    if video.status == video_pb2.VIDEO_STATUS_FAILED:
+        cause = f": {video.error.message}" if video.error.message else ""
+        return VideoFailed(f"the video failed and will have no content{cause}")
+    if video.status == video_pb2.VIDEO_STATUS_CANCELLED:
+        return VideoCancelled("the video was cancelled and will have no content")
+    return NotFinished("the video is not finished yet")

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from reelmesh.v1 import model_pb2, video_service_pb2
@@ -23,6 +23,11 @@ MAX_PAGE_SIZE = 100
 _VISIBLE_ASCII = re.compile(r"[!-~]+")
 _ALLOWED_CONTROLS = frozenset("\n\r\t")
 _NEAREST = 3
+_SIZE = re.compile(r"([0-9]{1,60})\s*[xX×*]\s*([0-9]{1,60})")
+_MAX_DIGITS = 24
+_MAX_QUOTED_CHARS = 48
+# No picture is larger, and a float holds it.
+_FAR_PX = 2**32
 
 
 class Refuse(Protocol):
@@ -35,7 +40,14 @@ class Refuse(Protocol):
 
 def number(value: float) -> str:
     """A number as a person writes it: ``5`` rather than ``5.0``."""
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+    text = f"{value:.10g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _MAX_DIGITS else f"a number of {len(text)} digits"
+
+
+def quoted(text: str) -> str:
+    """What a client wrote, short enough to say it back."""
+    short = text if len(text) <= _MAX_QUOTED_CHARS else text[:_MAX_QUOTED_CHARS] + "..."
+    return repr(short)
 
 
 def size_text(size: model_pb2.VideoSize) -> str:
@@ -47,12 +59,12 @@ def check_number(refuse: Refuse, name: str, value: float, low: float, high: floa
     """Whether a number is finite and in [low, high]; refuses it where it is not."""
     if low <= value <= high:
         return True
-    rule = f"must be {number(low)} to {number(high)}"
-    if not math.isfinite(value):
-        refuse(name, f"{rule}, not {value}")
+    bounds = f"{number(low)} to {number(high)}"
+    if isinstance(value, float) and not math.isfinite(value):
+        refuse(name, f"must be a finite number, {bounds}, not {value}")
     else:
         nearest = low if value < low else high
-        refuse(name, f"{rule}, not {number(value)}", [number(nearest)])
+        refuse(name, f"must be {bounds}, not {number(value)}", [number(nearest)])
     return False
 
 
@@ -80,7 +92,7 @@ def check_options(options: video_service_pb2.CreateOptions) -> list[FieldViolati
         found.append(
             FieldViolation(
                 "idempotency_key",
-                f"must be at most {MAX_KEY_CHARS} visible ASCII characters without spaces",
+                f"must be 1 to {MAX_KEY_CHARS} visible ASCII characters without spaces",
             )
         )
     deadline_s = options.deadline_s
@@ -113,13 +125,51 @@ def nearest_names(wanted: str, names: Sequence[str]) -> list[str]:
     return close or unique[:_NEAREST]
 
 
-def nearest_sizes(width: int, height: int, sizes: Sequence[model_pb2.VideoSize]) -> list[str]:
-    """Sizes nearest in shape and area."""
+def nearest_sizes(
+    width: int, height: int, sizes: Sequence[model_pb2.VideoSize]
+) -> list[model_pb2.VideoSize]:
+    """Sizes nearest in shape and area, best first."""
+    wanted = (_near_px(width), _near_px(height))
 
     def distance(size: model_pb2.VideoSize) -> float:
-        return math.hypot(size.width_px - width, size.height_px - height)
+        return math.dist((size.width_px, size.height_px), wanted)
 
-    return [size_text(size) for size in sorted(sizes, key=distance)[:_NEAREST]]
+    return sorted(sizes, key=distance)[:_NEAREST]
+
+
+def nearest_size_names(wanted: str, info: model_pb2.ModelInfo) -> list[str]:
+    """What a name of a size may have meant.
+
+    For a WIDTHxHEIGHT these are the true sizes nearest to it and then the aliases, those
+    nearest by what they say; for another name those that are spelt like it.
+    """
+    asked = _size_in(wanted)
+    if asked is None:
+        names = [alias.alias for alias in info.size_aliases]
+        return nearest_names(wanted, names + [size_text(size) for size in info.sizes])
+
+    def distance(alias: model_pb2.SizeAlias) -> float:
+        said = _size_in(alias.alias) or (alias.size.width_px, alias.size.height_px)
+        return math.dist(said, asked)
+
+    true = [size_text(size) for size in nearest_sizes(*asked, info.sizes)]
+    aliases = [alias.alias for alias in sorted(info.size_aliases, key=distance)]
+    return (true + aliases)[:_NEAREST]
+
+
+def _size_in(text: str) -> tuple[int, int] | None:
+    match = _SIZE.fullmatch(text.strip())
+    return (_near_px(int(match.group(1))), _near_px(int(match.group(2)))) if match else None
+
+
+def _near_px(value: int) -> int:
+    return min(max(value, -_FAR_PX), _FAR_PX)
+
+
+def nearest_widths(wanted: int, widths: Iterable[int]) -> list[str]:
+    """Of some widths or heights those nearest to a number, best first."""
+    found = sorted(set(widths), key=lambda width: (abs(width - wanted), width))
+    return [str(width) for width in found[:_NEAREST]]
 
 
 def nearest_counts(wanted: float, rule: model_pb2.FrameRule) -> list[int]:

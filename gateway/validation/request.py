@@ -1,7 +1,8 @@
 """Requests against a model's rules. Pure: a spec and what is served in, a choice out.
 
 Everything that breaks a rule is listed at once, each with the field as the client wrote
-it, the rule and the nearest valid values. Explicit width, height and num_frames are
+it, the rule and the nearest valid values. A number that the message cannot hold, such as
+-1 frames, is held against the same rules. Explicit width, height and num_frames are
 taken as they are or refused; only ``resolution`` and ``seconds`` resolve, and the
 resolved spec echoes them.
 """
@@ -9,11 +10,12 @@ resolved spec echoes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reelmesh.v1 import model_pb2, video_pb2
 
+from gateway.application import ALL_FIT
 from gateway.errors import FieldViolation, InvalidRequest
 from gateway.validation.fields import (
     check_number,
@@ -21,8 +23,11 @@ from gateway.validation.fields import (
     model_by_name,
     nearest_counts,
     nearest_names,
+    nearest_size_names,
     nearest_sizes,
+    nearest_widths,
     number,
+    quoted,
     size_text,
 )
 
@@ -34,6 +39,7 @@ MAX_SEED = 2**63 - 1
 _STEPS = (1, 1_000)
 _GUIDANCE = (0.0, 100.0)
 _FLOW_SHIFT = (0.01, 100.0)
+_ANY_COUNT = (0, 2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,16 @@ class _Check:
     """One request on its way through the rules."""
 
     spec: video_pb2.VideoSpec
+    unfit: Mapping[str, int]
     violations: list[FieldViolation] = field(default_factory=list)
+
+    def asks(self, name: str) -> bool:
+        return name in self.unfit or self.spec.HasField(name)  # type: ignore[arg-type] # any field
+
+    def whole(self, name: str) -> int:
+        """A whole number that is asked for."""
+        value: int = self.unfit[name] if name in self.unfit else getattr(self.spec, name)
+        return value
 
     def refuse(self, name: str, message: str, nearest: Sequence[str] = ()) -> None:
         self.violations.append(FieldViolation(name, message, tuple(nearest)))
@@ -62,6 +77,7 @@ def resolve(
     *,
     drawn_seed: int,
     violations: Sequence[FieldViolation] = (),
+    unfit: Mapping[str, int] = ALL_FIT,
 ) -> video_pb2.ResolvedSpec:
     """The spec with every choice made.
 
@@ -70,11 +86,12 @@ def resolve(
         catalog: What is served.
         drawn_seed: Taken where the spec names no seed.
         violations: Found elsewhere in the same request; told together with those here.
+        unfit: By the spec's field, whole numbers that it cannot hold: negative or too large.
 
     Raises:
         InvalidRequest: Lists every field that breaks a rule.
     """
-    check = _Check(spec, list(violations))
+    check = _Check(spec, unfit, list(violations))
     info = _model(check, catalog)
     limit = min(info.max_prompt_chars or MAX_PROMPT_CHARS, MAX_PROMPT_CHARS)
     check_text(check.refuse, "prompt", spec.prompt, limit=limit, required=True)
@@ -97,40 +114,56 @@ def _model(check: _Check, catalog: Catalog) -> model_pb2.ModelInfo:
     names = [f"{m.name}@{m.version}" if "@" in wanted else m.name for m in catalog.models]
     check.refuse(
         "model",
-        f"{wanted!r} is not served here; write a served model's name, or name@version to pin one",
+        f"{quoted(wanted)} is not served here; write a model's name, or name@version",
         nearest_names(wanted, names),
     )
     return model_pb2.ModelInfo()
 
 
 def _size(check: _Check, info: model_pb2.ModelInfo) -> model_pb2.VideoSize:
-    spec = check.spec
-    explicit = spec.HasField("width") or spec.HasField("height")
-    if spec.resolution and explicit:
+    resolution = check.spec.resolution
+    explicit = check.asks("width") or check.asks("height")
+    if resolution and explicit:
         check.refuse(
             "resolution", "excludes width and height; give either the name or both numbers"
         )
-        return info.defaults.size
-    if spec.resolution:
+    elif resolution:
         return _named_size(check, info)
-    if not explicit:
+    elif explicit:
+        return _explicit_size(check, info)
+    return info.defaults.size
+
+
+def _explicit_size(check: _Check, info: model_pb2.ModelInfo) -> model_pb2.VideoSize:
+    given = [name for name in ("width", "height") if check.asks(name)]
+    if len(given) == 1:
+        _one_side(check, info, given[0])
         return info.defaults.size
-    sizes = list(info.sizes)
-    missing = next((n for n in ("width", "height") if not spec.HasField(n)), None)
-    if missing is not None:
-        check.refuse(missing, "must be given together with the other of width and height")
-        return info.defaults.size
-    for size in sizes:
-        if (size.width_px, size.height_px) == (spec.width, spec.height):
+    width, height = check.whole("width"), check.whole("height")
+    for size in info.sizes:
+        if (size.width_px, size.height_px) == (width, height):
             return size
-    if sizes:
-        known_width = any(size.width_px == spec.width for size in sizes)
+    if info.sizes or check.unfit:
+        known_width = any(size.width_px == width for size in info.sizes)
         check.refuse(
             "height" if known_width else "width",
-            f"{spec.width}x{spec.height} is not a size of the model; sizes are never rounded",
-            nearest_sizes(spec.width, spec.height, sizes),
+            f"{number(width)}x{number(height)} is not a size of {info.name or 'any model'} "
+            "(sizes are never rounded)",
+            [size_text(size) for size in nearest_sizes(width, height, info.sizes)],
         )
     return info.defaults.size
+
+
+def _one_side(check: _Check, info: model_pb2.ModelInfo, given: str) -> None:
+    if given in check.unfit:
+        sides = [s.width_px if given == "width" else s.height_px for s in info.sizes]
+        check.refuse(
+            given,
+            f"{number(check.unfit[given])} is not the {given} of any size of the model",
+            nearest_widths(check.unfit[given], sides),
+        )
+    missing = "height" if given == "width" else "width"
+    check.refuse(missing, "must be given together with the other of width and height")
 
 
 def _named_size(check: _Check, info: model_pb2.ModelInfo) -> model_pb2.VideoSize:
@@ -142,11 +175,10 @@ def _named_size(check: _Check, info: model_pb2.ModelInfo) -> model_pb2.VideoSize
         if size_text(size) == wanted:
             return size
     if info.sizes:
-        names = [alias.alias for alias in info.size_aliases] + [size_text(s) for s in info.sizes]
         check.refuse(
             "resolution",
-            f"{wanted!r} is not a named size of the model, nor WIDTHxHEIGHT of one of its sizes",
-            nearest_names(wanted, names),
+            f"{quoted(wanted)} is neither a size of {info.name} nor one of its named sizes",
+            nearest_size_names(wanted, info),
         )
     return info.defaults.size
 
@@ -154,22 +186,23 @@ def _named_size(check: _Check, info: model_pb2.ModelInfo) -> model_pb2.VideoSize
 def _num_frames(check: _Check, info: model_pb2.ModelInfo) -> int:
     spec, rule = check.spec, info.frames
     if spec.HasField("seconds"):
-        if spec.HasField("num_frames"):
+        if check.asks("num_frames"):
             check.refuse("seconds", "excludes num_frames; give one of the two")
             return info.defaults.num_frames
         return _frames_of_seconds(check, info)
-    if not spec.HasField("num_frames"):
+    if not check.asks("num_frames"):
         return info.defaults.num_frames
-    step = max(rule.step, 1)
-    fits = rule.min <= spec.num_frames <= rule.max and (spec.num_frames - rule.min) % step == 0
-    if info.HasField("frames") and not fits:
+    count, step = check.whole("num_frames"), max(rule.step, 1)
+    if not info.HasField("frames"):
+        check_number(check.refuse, "num_frames", count, *_ANY_COUNT)
+    elif not (rule.min <= count <= rule.max and (count - rule.min) % step == 0):
         check.refuse(
             "num_frames",
-            f"{spec.num_frames} is not allowed: it must be {rule.min} to {rule.max} "
+            f"{number(count)} is not allowed: it must be {rule.min} to {rule.max} "
             f"in steps of {step}",
-            [str(count) for count in nearest_counts(spec.num_frames, rule)],
+            [str(near) for near in nearest_counts(count, rule)],
         )
-    return spec.num_frames
+    return count
 
 
 def _frames_of_seconds(check: _Check, info: model_pb2.ModelInfo) -> int:
@@ -190,16 +223,18 @@ def _fps(check: _Check, info: model_pb2.ModelInfo) -> None:
     if not spec.HasField("fps"):
         return
     if info.name and not math.isclose(spec.fps, info.fps, rel_tol=0, abs_tol=1e-6):
-        check.refuse("fps", f"must be the model's rate of {number(info.fps)}", [number(info.fps)])
+        check.refuse(
+            "fps", f"{number(spec.fps)} is not the rate of {info.name}", [number(info.fps)]
+        )
     elif not math.isfinite(spec.fps):
         check.refuse("fps", "must be a finite number")
 
 
 def _numbers(check: _Check, info: model_pb2.ModelInfo) -> None:
     spec = check.spec
-    if spec.HasField("steps"):
+    if check.asks("steps"):
         low, high = (info.steps.min, info.steps.max) if info.HasField("steps") else _STEPS
-        check_number(check.refuse, "steps", spec.steps, low, high)
+        check_number(check.refuse, "steps", check.whole("steps"), low, high)
     if spec.HasField("guidance_scale"):
         rule = info.guidance_scale
         low_g, high_g = (rule.min, rule.max) if info.HasField("guidance_scale") else _GUIDANCE
@@ -208,8 +243,8 @@ def _numbers(check: _Check, info: model_pb2.ModelInfo) -> None:
         rule = info.flow_shift
         low_f, high_f = (rule.min, rule.max) if info.HasField("flow_shift") else _FLOW_SHIFT
         check_number(check.refuse, "flow_shift", spec.flow_shift, low_f, high_f)
-    if spec.HasField("seed"):
-        check_number(check.refuse, "seed", spec.seed, 0, MAX_SEED)
+    if check.asks("seed"):
+        check_number(check.refuse, "seed", check.whole("seed"), 0, MAX_SEED)
 
 
 def _resolved(

@@ -199,8 +199,33 @@ async def test_a_cancelled_video_says_so_and_stays_so(harness, app):
     events = await watching
     assert kinds(events)[-1] == "cancelled"
     assert events[-1].cancelled.reason == "client"
-    with pytest.raises(errors.NotFinished):
+    with pytest.raises(errors.VideoCancelled, match="will have no content"):
         await app.download(ME, video.id, offset=0)
+
+
+async def test_a_video_of_another_region_is_not_said_to_be_missing(app):
+    elsewhere = "eu-00000000000000000000000000"
+    for ask in (
+        app.get(ME, elsewhere),
+        app.cancel(ME, elsewhere),
+        app.delete(ME, elsewhere),
+        app.download(ME, elsewhere, offset=0),
+        watched(app, elsewhere),
+    ):
+        with pytest.raises(errors.OtherRegion, match="region eu"):
+            await ask
+    for ask in (app.get(ME, NOWHERE), app.delete(ME, NOWHERE), watched(app, NOWHERE)):
+        with pytest.raises(errors.VideoNotFound):
+            await ask
+
+
+async def test_a_number_that_no_field_holds_is_refused_under_a_used_key_too(app):
+    await create(app, key="k")
+    options = video_service_pb2.CreateOptions(idempotency_key="k")
+    with pytest.raises(errors.InvalidRequest) as raised:
+        await app.create(ME, spec(), options, streamed=False, unfit={"seed": -1})
+    assert [v.field for v in raised.value.violations] == ["seed"]
+    assert raised.value.violations[0].nearest == ("0",)
 
 
 async def test_a_finish_wins_over_a_later_cancel(harness):

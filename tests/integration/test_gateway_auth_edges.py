@@ -65,7 +65,7 @@ def bad_tokens(edges):
 
 @pytest.mark.parametrize(("method", "template"), GUARDED_ROUTES)
 async def test_no_route_opens_without_a_token(edges, method, template):
-    path = template.format(video_id="ap-x")
+    path = template.format(video_id="ap-x", name="any")
     status, code, headers = await http_status(edges, method, path, {})
     assert (status, code) == (401, "missing_token")
     assert headers["WWW-Authenticate"] == 'Bearer realm="reelmesh"'
@@ -81,7 +81,7 @@ async def test_no_rpc_opens_without_a_token(edges, rpc):
 async def test_no_route_opens_without_its_scope(edges, method, template):
     needed = ACCESS[f"{method} {template}"].value
     others = " ".join({"video:generate", "video:read", "fleet:read"} - {needed})
-    path = template.format(video_id="ap-x")
+    path = template.format(video_id="ap-x", name="any")
     status, code, headers = await http_status(edges, method, path, edges.bearer(scope=others))
     assert (status, code) == (403, "permission_denied")
     assert f'scope="{needed}"' in headers["WWW-Authenticate"]

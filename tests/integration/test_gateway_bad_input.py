@@ -6,12 +6,11 @@ import json
 import aiohttp
 import grpc
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 from reelmesh.v1 import video_pb2, video_service_pb2
 
 from gateway.edge.config import EdgeConfig
 from tests.support.edges import serve_edges
+from tests.support.refusals import details_of, refused, refused_by_grpc, spec_of
 
 # Field as HTTP says it, JSON value, field as gRPC says it.
 WRONG_VALUES = [
@@ -51,43 +50,6 @@ async def edges(tmp_path):
             assert answer.status == 200
 
 
-async def refused(edges, *, status=400, headers=None, **kwargs):
-    """Posts a wrong request; answers its problem after checking the shape."""
-    sent = {**edges.bearer(), **(headers or {})}
-    async with edges.http.post("/v1/videos", headers=sent, **kwargs) as answer:
-        problem = await answer.json(content_type="application/problem+json")
-        assert answer.status == status, problem
-    assert problem["status"] == status
-    assert problem["instance"] == "/v1/videos"
-    assert problem["type"] == f"urn:reelmesh:problem:{problem['code']}"
-    assert problem["error"].keys() == {"message", "type", "code", "param"}
-    assert answer.headers["x-should-retry"] == "false"
-    return problem
-
-
-async def refused_by_grpc(edges, spec, *, code=grpc.StatusCode.INVALID_ARGUMENT):
-    """The (ErrorInfo, BadRequest) of a refused create."""
-    request = video_service_pb2.CreateVideoRequest(spec=spec)
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await edges.videos.CreateVideo(request, metadata=edges.metadata(), timeout=10)
-    assert raised.value.code() is code
-    return details_of(raised.value)
-
-
-def details_of(error):
-    status = rpc_status.from_call(error)
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad_request)
-    assert info.domain == "reelmesh"
-    return info, bad_request
-
-
-def spec_of(field, value):
-    return video_pb2.VideoSpec(**{"prompt": "x", field: value})
-
-
 @pytest.mark.parametrize(("name", "value", "grpc_name"), WRONG_VALUES)
 async def test_a_value_that_breaks_a_rule_is_named(edges, name, value, grpc_name):
     problem = await refused(edges, json={"prompt": "x", name: value})
@@ -108,11 +70,15 @@ async def test_sizes_off_the_grid_name_the_nearest(edges):
 @pytest.mark.parametrize("name", NOT_FINITE)
 async def test_what_is_not_finite_is_refused(edges, name):
     for text in ("NaN", "Infinity", "-Infinity", "1e999"):
-        await refused(
+        problem = await refused(
             edges,
             data=f'{{"prompt": "x", "{name}": {text}}}',
             headers={"Content-Type": "application/json"},
         )
+        assert problem["code"] == "invalid_request"
+        assert problem["error"]["param"] == name
+        _info, bad = await refused_by_grpc(edges, spec_of(name, float(text)))
+        assert problem["errors"][0]["message"] in bad.field_violations[0].description
     for value in (float("nan"), float("inf")):
         _info, bad = await refused_by_grpc(edges, spec_of(name, value))
         assert bad.field_violations[0].field == name
@@ -160,9 +126,9 @@ async def test_an_image_is_refused_by_name(edges):
         ("width", "128", "whole number"),
         ("width", 128.0, "whole number"),
         ("width", True, "whole number"),
-        ("width", -1, "between"),
-        ("width", 2**32, "between"),
-        ("seed", 2**64, "between"),
+        ("width", -1, "nearest are 96, 128"),
+        ("width", 2**32, "nearest are 128, 96"),
+        ("seed", 2**64, "must be 0 to 9223372036854775807"),
         ("seed", 1.5, "whole number"),
         ("guidance_scale", "5", "a number"),
         ("guidance_scale", False, "a number"),
@@ -191,8 +157,10 @@ async def test_size_and_resolution_exclude_each_other(edges):
 
 
 async def test_an_unknown_size_is_called_as_the_client_called_it(edges):
-    problem = await refused(edges, json={"prompt": "x", "size": "1x1"})
+    problem = await refused(edges, json={"prompt": "x", "size": "100x100"})
     assert problem["error"]["param"] == "size"
+    # The true sizes come first, whatever the spelling of an alias.
+    assert problem["errors"][0]["nearest"][:2] == ["128x96", "96x128"]
 
 
 @pytest.mark.parametrize(

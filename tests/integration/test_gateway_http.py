@@ -141,7 +141,7 @@ async def test_a_key_makes_one_video_and_another_body_is_422(edges):
     assert answered["x-should-retry"] == "false"
 
 
-@pytest.mark.parametrize("key", ["a b", "x" * 129, "é"])
+@pytest.mark.parametrize("key", ["", " ", "a b", "x" * 129, "é"])
 async def test_a_malformed_key_is_refused(edges, key):
     status, _headers, problem = await call(
         edges, "POST", "/v1/videos", json=GOOD, headers={"Idempotency-Key": key}

@@ -73,6 +73,47 @@ async def test_models_are_listed(client):
     assert models == ["fake-t2v"]
 
 
+async def test_a_model_is_retrieved_by_name_and_by_its_pinned_id(client):
+    model = await client.models.retrieve("fake-t2v")
+    assert (model.id, model.object, model.owned_by) == ("fake-t2v", "model", "reelmesh")
+    assert (await client.models.retrieve("fake-t2v@1.0.0")).id == "fake-t2v@1.0.0"
+    with pytest.raises(openai.NotFoundError) as raised:
+        await client.models.retrieve("sora-2")
+    assert raised.value.code == "model_not_found"
+    assert "fake-t2v" in raised.value.message
+
+
+async def test_a_message_says_the_nearest(client):
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.videos.create(prompt="x", extra_body={"num_frames": 16})
+    assert "num_frames: 16 is not allowed" in raised.value.message
+    assert "the nearest are 17, 13" in raised.value.message
+
+
+async def test_a_video_of_another_region_is_not_said_to_be_missing(client):
+    with pytest.raises(openai.APIStatusError) as raised:
+        await client.videos.retrieve("eu-01jd3x8z5q0e8m2c4r6t7v9wxy")
+    assert not isinstance(raised.value, openai.NotFoundError)
+    assert (raised.value.status_code, raised.value.code) == (421, "other_region")
+    assert "region eu" in raised.value.message
+
+
+async def test_a_video_that_ended_without_content_says_how(client, edges):
+    edges.application.hold = True
+    failed, cancelled = [(await client.videos.create(prompt="x")).id for _ in range(2)]
+    edges.application.fail(failed, code="worker_died", message="the worker died")
+    await client.post(f"/videos/{cancelled}/cancel", cast_to=object)
+    with pytest.raises(openai.ConflictError) as raised:
+        await client.videos.download_content(failed)
+    assert raised.value.code == "video_failed"
+    assert raised.value.message.endswith("will have no content: the worker died")
+    assert "finished" not in raised.value.body["message"]
+    with pytest.raises(openai.ConflictError) as raised:
+        await client.videos.download_content(cancelled)
+    assert raised.value.code == "video_cancelled"
+    assert "cancelled and will have no content" in raised.value.message
+
+
 async def test_errors_arrive_as_the_clients_own(client, edges):
     with pytest.raises(openai.BadRequestError) as raised:
         await client.videos.create(prompt="x", size="1x1")

@@ -33,6 +33,8 @@ def make(cls):
         return error
     if cls is errors.JobFailed:
         return cls("the worker died", job_code="worker_died", job_retryable=True)
+    if cls is errors.OtherRegion:
+        return cls("eu")
     return cls("something", retry_after_s=2.2)
 
 
@@ -78,7 +80,8 @@ def test_the_base_itself_has_no_row_so_that_a_new_branch_needs_one():
 
 def test_create_can_never_answer_409():
     conflicts = {cls for cls, row in ERROR_TABLE.items() if row.http_status == 409}
-    assert conflicts == {errors.NotFinished, errors.JobFailed}
+    of_content = {errors.NotFinished, errors.VideoFailed, errors.VideoCancelled}
+    assert conflicts == {*of_content, errors.JobFailed}
 
 
 def test_a_refused_field_is_named_with_its_nearest_values_on_both_edges():
@@ -92,6 +95,41 @@ def test_a_refused_field_is_named_with_its_nearest_values_on_both_edges():
     violation = bad_request.field_violations[0]
     assert violation.field == "steps"
     assert violation.description == "must be 1 to 100 (nearest valid: 100, 99)"
+
+
+def test_the_message_itself_says_field_rule_and_nearest_on_both_edges():
+    error = make(errors.InvalidRequest)
+    said = "steps: must be 1 to 100; the nearest are 100, 99"
+    body = problem_body(problem_of(error), instance="/")
+    assert body["detail"] == body["error"]["message"] == said
+    status = rich_status(error)
+    assert status.details == details_of(status).message == said
+
+
+def test_a_message_names_every_field_and_stays_short():
+    names = ["width", "num_frames", "num_inference_steps", "fps", "seed", "guidance_scale"]
+    long = "must be what is explained here at some length, and was not " * 2
+    violations = [errors.FieldViolation(n, long, ("1", "2")) for n in names]
+    for count in range(1, len(names) + 1):
+        message = str(errors.InvalidRequest(tuple(violations[:count])))
+        assert len(message.encode()) <= errors.MAX_MESSAGE_BYTES
+        assert all(name in message for name in names[:count])
+        assert message.startswith(f"width: {long.strip()} ; the nearest are 1, 2")
+
+
+@pytest.mark.parametrize("text", ["m" * 70_000, "熊" * 70_000])
+@pytest.mark.parametrize("count", [1, 5, 10_000])
+def test_a_message_is_short_whatever_the_client_wrote(text, count):
+    violations = tuple(errors.FieldViolation(text, text, (text,)) for _ in range(count))
+    message = str(errors.InvalidRequest(violations))
+    assert len(message.encode()) <= errors.MAX_MESSAGE_BYTES
+    assert (f"{count - 1} more" in message) == (count > 1)
+
+
+def test_another_regions_video_is_no_404_and_names_the_region():
+    body = problem_body(problem_of(errors.OtherRegion("eu")), instance="/")
+    assert (body["status"], body["code"], body["region"]) == (421, "other_region", "eu")
+    assert "region eu" in body["error"]["message"]
 
 
 def test_retry_is_said_where_it_helps_and_refused_where_not():

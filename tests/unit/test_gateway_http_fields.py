@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import video_pb2, video_service_pb2
 
-from gateway.edge_http.fields import FIELDS, Kind, WrongValue, parse_value, unknown_field
+from gateway.edge_http.fields import (
+    FIELDS,
+    Kind,
+    OutsideField,
+    WrongValue,
+    parse_value,
+    unknown_field,
+)
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.characters(),
@@ -52,6 +59,22 @@ def test_any_form_text_fits_or_is_refused(name, text):
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_finite_number_passes_as_json(value):
     assert parse_value(FIELDS["guidance_scale"], value, from_text=False) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_frames", -1),
+        ("width", 2**32),
+        ("seed", 2**64),
+        ("guidance_scale", math.inf),
+        ("seconds", -math.inf),
+    ],
+)
+def test_a_number_outside_every_rule_is_handed_on_with_its_value(name, value):
+    with pytest.raises(OutsideField) as raised:
+        parse_value(FIELDS[name], value, from_text=False)
+    assert raised.value.value == value
 
 
 @given(st.integers(0, 2**64 - 1))

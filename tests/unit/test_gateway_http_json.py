@@ -3,12 +3,14 @@
 import json
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2
 
 from gateway.edge_http.json_values import dumps, to_json
-from gateway.edge_http.openai_objects import model_list, video_object
+from gateway.edge_http.openai_objects import model_list, model_object, video_object
+from gateway.errors import ModelNotFound
 
 
 def test_large_integers_are_numbers_and_absent_messages_are_left_out():
@@ -68,3 +70,14 @@ def test_two_versions_of_a_model_are_listed_by_their_pinned_ids():
     listed = model_list(models, default="wan")["data"]
     assert [model["id"] for model in listed] == ["wan@1", "wan@2", "other"]
     assert [model["default"] for model in listed] == [True, True, False]
+
+
+def test_a_model_is_found_by_name_and_by_its_pinned_id():
+    models = [model_pb2.ModelInfo(name="wan", version=version) for version in ("2", "1")]
+    by_name = model_object("wan", models, default="wan")
+    assert (by_name["id"], by_name["pinned_id"]) == ("wan", "wan@2")
+    pinned = model_object("wan@1", models, default="wan")
+    assert (pinned["id"], pinned["version"]) == ("wan@1", "1")
+    for wanted in ("wan@3", "wa", "@1", ""):
+        with pytest.raises(ModelNotFound, match=r"serves wan$"):
+            model_object(wanted, models, default="wan")

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import model_pb2, video_pb2, video_service_pb2
 
+from gateway.application import ALL_FIT
 from gateway.errors import InvalidRequest
 from gateway.validation.fields import check_options, nearest_counts
 from gateway.validation.request import MAX_SEED, Catalog, resolve
@@ -22,9 +23,10 @@ def resolved(**fields):
     return resolve(video_pb2.VideoSpec(**{"prompt": "a ball", **fields}), CATALOG, drawn_seed=42)
 
 
-def violations(**fields):
+def violations(*, unfit=ALL_FIT, **fields):
+    spec = video_pb2.VideoSpec(**{"prompt": "a ball", **fields})
     with pytest.raises(InvalidRequest) as raised:
-        resolved(**fields)
+        resolve(spec, CATALOG, drawn_seed=42, unfit=unfit)
     return {violation.field: violation for violation in raised.value.violations}
 
 
@@ -89,6 +91,10 @@ def test_seconds_become_the_nearest_duration(seconds, frames):
         ({"model": "fake-wann"}, "model", ("fake-wan",)),
         ({"model": "fake-wan@7"}, "model", ("fake-wan@1", "fake-wan@0")),
         ({"resolution": "481p"}, "resolution", ("480p",)),
+        ({"resolution": "100x100"}, "resolution", ("128x96", "96x64", "480p")),
+        ({"resolution": "90x60"}, "resolution", ("96x64", "128x96", "480p")),
+        ({"resolution": "1280 × 720"}, "resolution", ("128x96", "96x64", "480p")),
+        ({"resolution": "9" * 40 + "x1"}, "resolution", ("128x96", "96x64", "480p")),
         ({"resolution": "480p", "width": 128, "height": 96}, "resolution", ()),
         ({"width": 128}, "height", ()),
         ({"height": 96}, "width", ()),
@@ -122,6 +128,56 @@ def test_each_broken_rule_names_its_field_and_the_nearest(fields, field, nearest
     assert list(found) == [field]
     assert found[field].nearest == nearest
     assert found[field].message
+
+
+@pytest.mark.parametrize(
+    ("unfit", "fields", "field", "nearest"),
+    [
+        ({"num_frames": -1}, {}, "num_frames", ("5", "9")),
+        ({"num_frames": 10**400}, {}, "num_frames", ("49",)),
+        ({"num_frames": -1}, {"seconds": 1}, "seconds", ()),
+        ({"steps": -1}, {}, "steps", ("1",)),
+        ({"steps": 2**32}, {}, "steps", ("50",)),
+        ({"seed": -1}, {}, "seed", ("0",)),
+        ({"seed": 2**64}, {}, "seed", (str(MAX_SEED),)),
+        ({"width": -1}, {"height": 96}, "width", ("96x64", "128x96")),
+        ({"height": -1}, {"width": 128}, "height", ("96x64", "128x96")),
+        ({"width": -1, "height": 10**400}, {}, "width", ("128x96", "96x64")),
+        ({"width": -1}, {"resolution": "480p", "height": 1}, "resolution", ()),
+    ],
+)
+def test_a_number_that_no_field_holds_breaks_the_models_rule(unfit, fields, field, nearest):
+    found = violations(unfit=unfit, **fields)
+    assert list(found) == [field]
+    assert found[field].nearest == nearest
+    assert "4294967295" not in found[field].message
+    assert len(found[field].message) < 200
+
+
+def test_one_side_that_no_field_holds_is_named_beside_the_missing_one():
+    found = violations(unfit={"width": -5})
+    assert list(found) == ["width", "height"]
+    assert found["width"].nearest == ("96", "128")
+
+
+def test_a_number_that_no_field_holds_is_refused_of_an_unknown_model_too():
+    unfit = {"num_frames": -1, "width": -1, "height": 4, "steps": -1, "seed": -1}
+    found = violations(unfit=unfit, model="nope")
+    assert set(found) == {"model", "num_frames", "width", "steps", "seed"}
+
+
+def test_the_message_of_a_size_reads_whole():
+    with pytest.raises(InvalidRequest) as raised:
+        resolved(width=130, height=97)
+    assert str(raised.value) == (
+        "width: 130x97 is not a size of fake-wan (sizes are never rounded); "
+        "the nearest are 128x96, 96x64"
+    )
+
+
+def test_an_alias_that_is_unknown_is_quoted_short():
+    assert len(violations(model="x" * 30_000)["model"].message) < 200
+    assert len(violations(resolution="x" * 30_000)["resolution"].message) < 200
 
 
 def test_all_broken_rules_are_told_at_once():
@@ -191,6 +247,7 @@ def test_what_passes_is_what_the_model_can_do(spec):
 @pytest.mark.parametrize(
     ("options", "field"),
     [
+        ({"idempotency_key": " "}, "idempotency_key"),
         ({"idempotency_key": "a b"}, "idempotency_key"),
         ({"idempotency_key": "é"}, "idempotency_key"),
         ({"idempotency_key": "k" * 129}, "idempotency_key"),
