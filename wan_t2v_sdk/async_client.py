@@ -26,7 +26,7 @@ from wan_t2v_sdk.calls import (
 )
 from wan_t2v_sdk.config import MeshAccess, read_mesh, resolve_access
 from wan_t2v_sdk.connection import Connection, responses
-from wan_t2v_sdk.errors import ReelmeshError, UnavailableError
+from wan_t2v_sdk.errors import OtherRegionError, ReelmeshError, UnavailableError
 from wan_t2v_sdk.events import VideoEvent, event_of
 from wan_t2v_sdk.generation import Generation, GenerationOrder, Notify
 from wan_t2v_sdk.records import ModelRecord, RegionRecord, VideoRecord, video_of
@@ -314,14 +314,18 @@ class AsyncTextToVideoGenerator:
         connections = await router.order()
         if video_id:
             connections = router.for_video(video_id, connections)
-        last: ReelmeshError = UnavailableError("no gateway is known")
+        elsewhere: OtherRegionError | None = None
+        last: ReelmeshError | None = None
         for connection in connections:
             try:
                 return await ask(connection)
+            except OtherRegionError as error:
+                elsewhere = error
             except UnavailableError as error:
                 router.forget()
                 last = error
-        raise last
+        # That the home is lost tells more than a neighbour's word that the video lives there.
+        raise last or elsewhere or UnavailableError("no gateway is known")
 
     def _open(self) -> _Session:
         """The connections of the running loop; a client may outlive the loop it began in."""

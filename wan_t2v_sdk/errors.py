@@ -12,7 +12,8 @@
     ├── NotFinishedError        bytes were asked for before the video is complete
     ├── OverloadedError         a queue or a limit is full; .retry_after_s
     ├── UnavailableError        no region could serve; .retry_after_s
-    │   └── ConnectionLostError a gateway cannot be reached, or went away in the middle
+    │   ├── ConnectionLostError a gateway cannot be reached, or went away in the middle
+    │   └── OtherRegionError    no gateway of the video's home region could be asked
     ├── DeadlineError           the time that was given is over (also a TimeoutError)
     ├── GenerationFailedError   the video ended as failed; .code is the job's own
     ├── CancelledVideoError     the video was cancelled by somebody else; .reason
@@ -136,6 +137,12 @@ class ConnectionLostError(UnavailableError):
     """A gateway cannot be reached, or the connection broke and could not be taken up again."""
 
     code = "connection_lost"
+
+
+class OtherRegionError(UnavailableError):
+    """The video lives in another region than those that answered; it may exist there."""
+
+    code = "other_region"
 
 
 class DeadlineError(ReelmeshError, TimeoutError):

@@ -31,6 +31,7 @@ from wan_t2v_sdk.errors import (
     DeadlineError,
     GenerationFailedError,
     IntegrityError,
+    OtherRegionError,
     OverloadedError,
     ReelmeshError,
     ServerError,
@@ -158,10 +159,11 @@ class Generation:
             seen = self._assembly.last_seq
             try:
                 return await self._one_stream(connection)
-            except VideoNotFoundError as error:
+            except (VideoNotFoundError, OtherRegionError) as error:
                 if not self._assembly.video_id or self._order.spec is None:
                     raise
-                # The gateway lost it with its memory: it is made anew under the same key.
+                # The gateway lost it with its memory, or is of another region than the one
+                # that is gone: it is made anew under the same key.
                 self._start_over()
                 lost: ReelmeshError = error
             except ConnectionLostError as error:

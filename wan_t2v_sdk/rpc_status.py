@@ -19,6 +19,7 @@ from wan_t2v_sdk.errors import (
     GenerationFailedError,
     InvalidRequestError,
     NotFinishedError,
+    OtherRegionError,
     OverloadedError,
     PermissionDeniedError,
     ReelmeshError,
@@ -65,6 +66,8 @@ def error_of(error: aio.AioRpcError, *, endpoint: str) -> ReelmeshError:
     kind = _TYPES.get(error.code(), ServerError)
     if reason == "job_failed":
         kind = GenerationFailedError
+    if reason == OtherRegionError.code:
+        kind = OtherRegionError
     return kind(text, code=reason, retry_after_s=retry_after_s)
 
 

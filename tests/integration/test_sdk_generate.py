@@ -17,6 +17,7 @@ from wan_t2v_sdk import (
     DeadlineError,
     GenerationFailedError,
     InvalidRequestError,
+    OtherRegionError,
     TextToVideoGenerator,
     UnavailableError,
     VideoNotFoundError,
@@ -279,6 +280,46 @@ def test_a_region_that_goes_in_the_middle_is_replaced(both, ap, eu):
     assert eu.options[0].supersedes == "ap-00000000000000000000000000"
     assert eu.options[0].idempotency_key == ap.options[0].idempotency_key
     assert "reconnecting" in kinds
+
+
+def test_a_video_whose_home_is_gone_is_not_said_to_be_missing(both, ap, eu):
+    video = both.create("x")
+    ap.stop()
+    with pytest.raises(ConnectionLostError):
+        both.get(video.id)
+    # The regions are measured anew, and the home is not among those that answer.
+    with pytest.raises(OtherRegionError, match="region ap"):
+        both.get(video.id)
+    with pytest.raises(OtherRegionError):
+        both.wait(video.id)
+
+
+@pytest.fixture
+def unnamed(ap, eu):
+    """Nobody says which gateway is of which region; eu is asked first."""
+    ap.trouble.hide_fleet = eu.trouble.hide_fleet = True
+    endpoints = [eu.endpoint, ap.endpoint]
+    with TextToVideoGenerator(endpoints=endpoints, token=TOKEN, timeout_s=30) as client:
+        yield client
+
+
+def test_a_video_is_found_though_its_home_is_not_known(unnamed, model, ap, eu):
+    video = model.create("x")
+    assert unnamed.get(video.id).id == video.id
+    assert unnamed.download(video.id)["video"] == ap.mp4
+    assert "GetVideo" in eu.calls
+
+
+def test_a_region_that_goes_is_replaced_though_no_region_is_known(unnamed, ap, eu):
+    eu.trouble.hang = True
+
+    def on_progress(event):
+        if event.kind == "progress" and event.step == event.total_steps == 2:
+            eu.stop()
+
+    assert unnamed.generate("x", steps=2, on_progress=on_progress)["video"] == ap.mp4
+    assert ap.options[0].supersedes == "eu-00000000000000000000000000"
+    assert ap.options[0].idempotency_key == eu.options[0].idempotency_key
 
 
 def test_no_gateway_at_all_says_why(eu):

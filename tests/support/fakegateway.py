@@ -63,6 +63,8 @@ class Trouble:
     """Streams say nothing after the start until the gateway stops."""
     forget_videos: bool = False
     """Videos are unknown to every call but the create that makes them."""
+    hide_fleet: bool = False
+    """Regions are told to nobody, as to a token without fleet:read."""
 
 
 class FakeGateway(
@@ -120,6 +122,8 @@ class FakeGateway(
 
     def ListRegions(self, request, context):
         self._enter("ListRegions", context)
+        if self.trouble.hide_fleet:
+            abort(context, grpc.StatusCode.PERMISSION_DENIED, "permission_denied", "no scope")
         time.sleep(self.delay_s)
         local = fleet_service_pb2.Region(
             name=self.region, state=self.state, ready_workers=1, local=True
@@ -216,6 +220,10 @@ class FakeGateway(
 
     def _find(self, video_id: str, context) -> video_pb2.Video:
         video = self._records.get(video_id)
+        home = video_id.rpartition("-")[0]
+        if video is None and home and home != self.region:
+            text = f"the video lives in region {home}; ask a gateway there"
+            abort(context, grpc.StatusCode.NOT_FOUND, "other_region", text)
         if video is None or self.trouble.forget_videos:
             abort(context, grpc.StatusCode.NOT_FOUND, "video_not_found", "no such video")
         return video

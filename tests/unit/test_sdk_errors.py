@@ -33,6 +33,7 @@ def info(reason, **metadata):
         (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", errors.AuthenticationError),
         (grpc.StatusCode.PERMISSION_DENIED, "permission_denied", errors.PermissionDeniedError),
         (grpc.StatusCode.NOT_FOUND, "video_not_found", errors.VideoNotFoundError),
+        (grpc.StatusCode.NOT_FOUND, "other_region", errors.OtherRegionError),
         (grpc.StatusCode.ALREADY_EXISTS, "idempotency_conflict", errors.ConflictError),
         (grpc.StatusCode.FAILED_PRECONDITION, "not_finished", errors.NotFinishedError),
         (grpc.StatusCode.FAILED_PRECONDITION, "job_failed", errors.GenerationFailedError),
