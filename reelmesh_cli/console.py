@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -29,12 +30,17 @@ def print_error(error: CommandError | ReelmeshError, *, as_json: bool = False) -
     err.print(f"[bold red]error:[/] {escape(error.message)}")
     if isinstance(error, InvalidRequestError):
         for violation in error.violations:
-            if violation.nearest:
-                values = ", ".join(violation.nearest)
-                err.print(f"  {escape(violation.field)}: try {escape(values)}")
+            values = ", ".join(violation.nearest)
+            # A gateway's message says them itself, for as many fields as it has room.
+            if values and not _says(error.message, values):
+                err.print(f"  {escape(violation.field)}: the nearest: {escape(values)}")
     hint = error.hint if isinstance(error, CommandError) else _HINTS.get(error.code, "")
     if hint:
         err.print(f"[dim]{escape(hint)}[/]")
+
+
+def _says(message: str, values: str) -> bool:
+    return re.search(rf"nearest (is|are) {re.escape(values)}(;|$)", message) is not None
 
 
 def describe_error(error: CommandError | ReelmeshError) -> dict[str, Any]:

@@ -19,7 +19,12 @@ BAD_BODIES = [
     ("size off the grid", {"prompt": "x", "width": 97, "height": 128}, "width"),
     ("size of another model", {"prompt": "x", "width": 1280, "height": 704}, "width"),
     ("unknown alias", {"prompt": "x", "size": "999x999"}, "size"),
-    ("guidance that is no number", {"prompt": "x", "guidance_scale": float("nan")}, ""),
+    (
+        "guidance that is no number",
+        {"prompt": "x", "guidance_scale": float("nan")},
+        "guidance_scale",
+    ),
+    ("negative frames", {"prompt": "x", "num_frames": -1}, "num_frames"),
     ("no steps", {"prompt": "x", "num_inference_steps": 0}, "num_inference_steps"),
     ("too many steps", {"prompt": "x", "num_inference_steps": 10**9}, "num_inference_steps"),
     ("unknown model", {"prompt": "x", "model": "sora-9"}, "model"),
@@ -128,6 +133,8 @@ def test_the_sdk_names_the_nearest_values(mesh: RunningMesh):
         nearest = {each.field: each.nearest for each in caught.value.violations}
         assert nearest["num_frames"] == ("17", "13")
         assert nearest["steps"] == ("1",)
+        assert "num_frames: 16 is not allowed" in str(caught.value)
+        assert "the nearest are 17, 13" in str(caught.value)
     with (
         TextToVideoGenerator(endpoints=mesh.grpc(), token="not.a.token") as model,
         pytest.raises(AuthenticationError),

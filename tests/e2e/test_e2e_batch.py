@@ -51,8 +51,9 @@ def test_generate_saves_the_video_and_tells_its_facts(mesh: RunningMesh, tmp_pat
 def test_generate_says_what_to_do_about_a_mistake(mesh: RunningMesh):
     done = reelmesh("generate", "x", "--mesh", str(mesh.file), "--num-frames", "16")
     assert done.returncode == 2
-    assert "num_frames" in done.stderr
-    assert "try 17, 13" in done.stderr
+    assert "num_frames: 16 is not allowed" in done.stderr
+    assert done.stderr.count("17, 13") == 1
+    assert "the nearest are 17, 13" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -86,6 +87,7 @@ def test_a_batch_goes_on_where_it_was_interrupted(mesh: RunningMesh, tmp_path, l
     assert [int(row["line"]) for row in results] == list(range(2, 11))
     assert [row["status"] for row in results] == ["completed"] * 8 + ["failed"]
     assert results[-1]["code"] == "invalid_request"
+    assert "the nearest are 17, 13" in results[-1]["message"]
     for number, row in enumerate(results[:8]):
         assert row["video_id"] == before.get(row["digest"], row)["video_id"]
         assert len(look((out / row["file"]).read_bytes()).frames) == 5 + 4 * number
