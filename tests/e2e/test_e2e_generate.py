@@ -10,6 +10,7 @@ import openai
 import pytest
 from reelmesh.v1 import fleet_service_pb2, video_pb2, video_service_pb2
 
+from tests.support.documents import blocks_of
 from tests.support.mesh import RunningMesh
 from wan_t2v_sdk import AsyncTextToVideoGenerator, TextToVideoGenerator
 
@@ -87,6 +88,7 @@ def test_http_says_what_was_resolved(http_call):
 
 
 def test_the_sdk_example_runs_as_written(mesh: RunningMesh, tmp_path, look):
+    assert EXAMPLE.strip() in [block.text.strip() for block in blocks_of("README.md")]
     check = textwrap.dedent(
         """
         assert tuple(video_tensor.shape) == (3, result["num_frames"], result["height"], result["width"])
