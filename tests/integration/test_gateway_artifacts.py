@@ -6,7 +6,8 @@ import pytest
 from reelmesh.v1 import video_pb2
 
 from gateway import errors
-from gateway.output.artifacts import ArtifactError, ArtifactMissing, open_store
+from gateway.output.artifacts import ArtifactMissing, open_store
+from reelkit.settings import ConfigError
 from tests.support import fakenode
 from tests.support.artifacts import Slow, listed
 from tests.support.fakenode import VIDEO, FakeNode, serve_node
@@ -121,6 +122,6 @@ async def test_a_store_that_cannot_be_written_stops_the_start(tmp_path):
         async def verify(self, _gateway_id):
             raise ArtifactMissing("scripted")
 
-    with pytest.raises(ArtifactError):
+    with pytest.raises(ConfigError, match="artifacts.url"):
         async with open_gateway(tmp_path, artifacts=Broken(None)):
             pass
