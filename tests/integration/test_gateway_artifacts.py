@@ -122,6 +122,6 @@ async def test_a_store_that_cannot_be_written_stops_the_start(tmp_path):
         async def verify(self, _gateway_id):
             raise ArtifactMissing("scripted")
 
-    with pytest.raises(ConfigError, match="artifacts.url"):
+    with pytest.raises(ConfigError, match=r"artifacts\.url"):
         async with open_gateway(tmp_path, artifacts=Broken(None)):
             pass
