@@ -82,6 +82,7 @@ _LEFT_OUT: Final = {"color": 0.03, "shape": 0.03, "size": 0.2, "motion": 0.04, "
 _EMPTY: Final = 0.08
 _ALL_UNKNOWN: Final = 0.02
 _ONE_UNKNOWN: Final = 0.08
+_SECOND_OBJECT: Final = 0.1
 _CHINESE: Final = 0.35
 _UNKNOWN_WORD: Final = "qqq"  # in no wording, so the tokenizer maps it to its unknown token
 
@@ -161,12 +162,27 @@ def training_caption(scene: Scene, rng: random.Random) -> str:
     if fate < _EMPTY + _ALL_UNKNOWN:
         return " ".join([_UNKNOWN_WORD] * rng.randint(1, 12))
     names = tuple(name for name, share in _LEFT_OUT.items() if rng.random() >= share)
-    caption = _worded(scene, rng, chinese=rng.random() < _CHINESE, names=names)
+    chinese = rng.random() < _CHINESE
+    caption = _worded(scene, rng, chinese=chinese, names=names)
+    if rng.random() < _SECOND_OBJECT:
+        caption += _second_object(rng, chinese=chinese)
     if rng.random() < _ONE_UNKNOWN:
         parts = caption.split(" ")
         parts.insert(rng.randint(0, len(parts)), _UNKNOWN_WORD)
         caption = " ".join(parts)
     return caption
+
+
+def _second_object(rng: random.Random, *, chinese: bool) -> str:
+    """Return words of another object: the first that a sentence names is the one drawn.
+
+    The word between them is none of the vocabulary, as any other word that may stand there.
+    """
+    lexicon = _ZH if chinese else _EN
+    names = [name for name in ("size", "color", "shape", "motion") if rng.random() < 0.7]
+    words = {name: rng.choice(rng.choice(list(lexicon[name].values()))) for name in names}
+    between = rng.choice(("和", ",")) if chinese else rng.choice((" and ", " with ", ", "))
+    return between + (_chinese if chinese else _english)(words, rng)
 
 
 def vocabulary() -> list[str]:
