@@ -50,6 +50,7 @@ class ControlPlaneLink:
         self._silence_timeout_s = silence_timeout_s
         self._version = 0
         self._lease_id = 0
+        self._streams: list[asyncio.Task[None]] = []
         self.connected = False
 
     def start(self, scope: TaskScope) -> None:
@@ -63,10 +64,14 @@ class ControlPlaneLink:
                 first_delay_s=0.1,
                 max_delay_s=2.0,
             )
-            scope.spawn(loop, name=name)
+            self._streams.append(scope.spawn(loop, name=name))
 
     async def close(self) -> None:
-        """Closes the channels."""
+        """Ends both streams, then closes the channels that they would begin anew on."""
+        for stream in self._streams:
+            stream.cancel()
+        if self._streams:
+            await asyncio.wait(self._streams)
         for channel in self._channels:
             await channel.close()
 

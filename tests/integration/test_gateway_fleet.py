@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 
+import pytest
 from reelmesh.v1 import control_plane_service_pb2, node_pb2
 
 from gateway.fleet.watch import ControlPlaneLink
@@ -14,13 +16,13 @@ from tests.support.gateways import kinds, open_gateway
 
 
 @contextlib.asynccontextmanager
-async def following(gateway, *controls, silence_timeout_s=10.0):
+async def following(gateway, *controls, silence_timeout_s=10.0, clock=None):
     """A link of the gateway to control planes."""
     hello = control_plane_service_pb2.GatewayHello(gateway_id="g", region="ap", incarnation="1")
     link = ControlPlaneLink(
         endpoints=[control.address for control in controls],
         fleet=gateway.core.fleet,
-        clock=SystemClock(),
+        clock=clock or SystemClock(),
         hello=hello,
         silence_timeout_s=silence_timeout_s,
     )
@@ -239,3 +241,26 @@ async def test_a_cordoned_node_keeps_its_run_and_gets_no_more(tmp_path):
         run.go.set()
         assert kinds(await gateway.watched(running.id))[-1] == "completed"
         assert len(nodes[0].runs) == 1
+
+
+class TellingClock(SystemClock):
+    """Tells when somebody begins to wait."""
+
+    def __init__(self):
+        self.waited = asyncio.Event()
+
+    async def sleep(self, delay_s):
+        self.waited.set()
+        await super().sleep(delay_s)
+
+
+async def test_a_link_that_never_connected_is_closed_without_a_failed_task(tmp_path):
+    nobody, clock = SimpleNamespace(address="127.0.0.1:1"), TellingClock()
+    async with open_gateway(tmp_path) as gateway:
+        async with following(gateway, nobody, clock=clock):
+            async with asyncio.timeout(5):
+                await clock.waited.wait()
+        # A stream that went on would begin anew on a closed channel after its first pause.
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await gateway.core.scope.failed.wait()
