@@ -1,5 +1,6 @@
 """Fixtures that several kinds of tests share."""
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -7,6 +8,11 @@ import pytest
 
 from tests.support.models import make_model
 from tests.support.s3 import s3_server  # noqa: F401 - a fixture, used by its name
+
+# A shell that runs the tests in its background has them ignore Ctrl-C, and what they start
+# inherits that; the tests of an interruption need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shared machines are slow at times: an example that takes long is no failure.
 hypothesis.settings.register_profile("reelmesh", deadline=None)
