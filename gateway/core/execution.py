@@ -52,8 +52,12 @@ class Execution:
 
     def set_status(self, status: video_pb2.VideoStatus.ValueType) -> None:
         """Says whether it waits or runs; nothing once it has ended."""
-        if not self.ended.is_set():
-            self.record.video.status = status
+        if self.ended.is_set():
+            return
+        self.record.video.status = status
+        if status == video_pb2.VIDEO_STATUS_QUEUED:
+            # What a lost attempt had done is not done.
+            self.progress_percent = 0
 
     def begin_attempt(self, attempt: int, try_: int, node_id: str, now_s: float) -> None:
         """Notes that a node was given the job."""

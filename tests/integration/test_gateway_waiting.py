@@ -2,6 +2,8 @@
 
 import asyncio
 
+from reelmesh.v1 import video_pb2
+
 from gateway.fleet.placement import Ask, NodeView
 from gateway.fleet.waiting import WaitingRoom
 from reelkit.clock import ManualClock
@@ -104,3 +106,16 @@ async def test_each_line_is_told_when_its_last_node_goes_and_when_one_is_back():
             await asyncio.sleep(0)
             await clock.advance(1.0)
             assert told == {}
+
+
+async def test_the_progress_of_a_lost_attempt_is_not_shown(tmp_path):
+    node = FakeNode("n0")
+    node.default = fakenode.held()
+    async with serve_node(node), open_gateway(tmp_path) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        execution = gateway.core.lifetimes.get(video.id)
+        await gateway.until(lambda: execution.progress_percent > 0)
+        await node.kill()
+        await gateway.until(lambda: execution.record.video.status == video_pb2.VIDEO_STATUS_QUEUED)
+        assert (await gateway.core.videos.get(ME, video.id)).progress_percent == 0
