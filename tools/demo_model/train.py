@@ -165,6 +165,8 @@ class Training:
         score = dataclasses.replace(score, figures={**score.figures, **seconds})
         self._report("model-gates", score, step=Run(self._state / "transformer").steps_done())
         contact_sheet(clips, columns=8).save(self._state / "contact-sheet.png")
+        if score.failures:
+            raise SystemExit(1)
 
     def run(self, phase: str) -> None:
         """Run one phase, or all of them in order."""
