@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
+import grpc
 import structlog
 from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1 import control_plane_service_pb2_grpc as cp_grpc
@@ -45,6 +46,12 @@ class ControlPlaneService(cp_grpc.ControlPlaneServiceServicer):
     ) -> None:
         """See control_plane_service.proto."""
         await _pump(self._watchers.serve(request), context)
+
+    async def WatchRegions(  # type: ignore[override]  # noqa: N802  # as above
+        self, _request: cp.WatchRegionsRequest, context: Any
+    ) -> None:
+        """See control_plane_service.proto."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "regions are not watched yet")
 
 
 async def _pump(responses: AsyncGenerator[Any, None], context: Any) -> None:

@@ -6,9 +6,11 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from reelmesh.v1 import model_pb2 as _model_pb2
 from reelmesh.v1 import node_pb2 as _node_pb2
+from reelmesh.v1 import region_pb2 as _region_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -208,6 +210,7 @@ class GatewayHello(_message.Message):
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     region: _builtins.str
     grpc_address: _builtins.str
@@ -215,6 +218,8 @@ class GatewayHello(_message.Message):
     incarnation: _builtins.str
     lease_id: _builtins.int
     """Survives a move to another replica; 0: none yet."""
+    peer_address: _builtins.str
+    """host:port of its PeerService, for the other gateways."""
     def __init__(
         self,
         *,
@@ -224,10 +229,11 @@ class GatewayHello(_message.Message):
         http_address: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         lease_id: _builtins.int = ...,
+        peer_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "grpc_address", b"grpc_address", "http_address", b"http_address", "incarnation", b"incarnation", "lease_id", b"lease_id", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "grpc_address", b"grpc_address", "http_address", b"http_address", "incarnation", b"incarnation", "lease_id", b"lease_id", "peer_address", b"peer_address", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,19 +343,25 @@ class FleetSnapshot(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeRecord]: ...
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelInfo]: ...
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___GatewayHello]:
+        """The live gateways of the region."""
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___NodeRecord] | None = ...,
         models: _abc.Iterable[_model_pb2.ModelInfo] | None = ...,
+        gateways: _abc.Iterable[Global___GatewayHello] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateways", b"gateways", "models", b"models", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,22 +374,30 @@ class FleetDelta(_message.Message):
     UPSERTED_NODES_FIELD_NUMBER: _builtins.int
     REMOVED_NODE_IDS_FIELD_NUMBER: _builtins.int
     UPSERTED_MODELS_FIELD_NUMBER: _builtins.int
+    UPSERTED_GATEWAYS_FIELD_NUMBER: _builtins.int
+    REMOVED_GATEWAY_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def upserted_nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeRecord]: ...
     @_builtins.property
     def removed_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def upserted_models(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelInfo]: ...
+    @_builtins.property
+    def upserted_gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___GatewayHello]: ...
+    @_builtins.property
+    def removed_gateway_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         upserted_nodes: _abc.Iterable[Global___NodeRecord] | None = ...,
         removed_node_ids: _abc.Iterable[_builtins.str] | None = ...,
         upserted_models: _abc.Iterable[_model_pb2.ModelInfo] | None = ...,
+        upserted_gateways: _abc.Iterable[Global___GatewayHello] | None = ...,
+        removed_gateway_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed_node_ids", b"removed_node_ids", "upserted_models", b"upserted_models", "upserted_nodes", b"upserted_nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed_gateway_ids", b"removed_gateway_ids", "removed_node_ids", b"removed_node_ids", "upserted_gateways", b"upserted_gateways", "upserted_models", b"upserted_models", "upserted_nodes", b"upserted_nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +437,7 @@ class NodeRecord(_message.Message):
     WORKER_COUNT_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
     UNITS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    STATE_SINCE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     region: _builtins.str
     address: _builtins.str
@@ -428,6 +449,10 @@ class NodeRecord(_message.Message):
     units_per_second: _builtins.float
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.ModelVersion]: ...
+    @_builtins.property
+    def state_since(self) -> _timestamp_pb2.Timestamp:
+        """When it came into this state, by the clock of the replica that wrote it."""
+
     def __init__(
         self,
         *,
@@ -441,11 +466,47 @@ class NodeRecord(_message.Message):
         worker_count: _builtins.int = ...,
         pid: _builtins.int = ...,
         units_per_second: _builtins.float = ...,
+        state_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "pid", b"pid", "reason", b"reason", "region", b"region", "state", b"state", "units_per_second", b"units_per_second", "worker_count", b"worker_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "pid", b"pid", "reason", b"reason", "region", b"region", "state", b"state", "state_since", b"state_since", "units_per_second", b"units_per_second", "worker_count", b"worker_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeRecord: _TypeAlias = NodeRecord  # noqa: Y015
+
+@_typing.final
+class WatchRegionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRegionsRequest: _TypeAlias = WatchRegionsRequest  # noqa: Y015
+
+@_typing.final
+class WatchRegionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[_region_pb2.RegionView]: ...
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[_region_pb2.RegionView] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRegionsResponse: _TypeAlias = WatchRegionsResponse  # noqa: Y015

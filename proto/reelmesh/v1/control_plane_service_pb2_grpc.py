@@ -50,6 +50,11 @@ class ControlPlaneServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchFleetRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchFleetResponse.FromString,
                 _registered_method=True)
+        self.WatchRegions = channel.unary_stream(
+                '/reelmesh.v1.ControlPlaneService/WatchRegions',
+                request_serializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchRegionsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchRegionsResponse.FromString,
+                _registered_method=True)
 
 
 class ControlPlaneServiceServicer:
@@ -79,6 +84,15 @@ class ControlPlaneServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchRegions(self, request, context):
+        """Every region of the mesh as its last summary and the operators' policy say:
+        whole at first and after each change, and again every few seconds as proof
+        that the stream lives.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlPlaneServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +110,11 @@ def add_ControlPlaneServiceServicer_to_server(servicer, server):
                     servicer.WatchFleet,
                     request_deserializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchFleetRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchFleetResponse.SerializeToString,
+            ),
+            'WatchRegions': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRegions,
+                    request_deserializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchRegionsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_control__plane__service__pb2.WatchRegionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +199,33 @@ class ControlPlaneService:
             '/reelmesh.v1.ControlPlaneService/WatchFleet',
             reelmesh_dot_v1_dot_control__plane__service__pb2.WatchFleetRequest.SerializeToString,
             reelmesh_dot_v1_dot_control__plane__service__pb2.WatchFleetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRegions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reelmesh.v1.ControlPlaneService/WatchRegions',
+            reelmesh_dot_v1_dot_control__plane__service__pb2.WatchRegionsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_control__plane__service__pb2.WatchRegionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

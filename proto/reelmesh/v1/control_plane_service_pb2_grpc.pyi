@@ -42,6 +42,11 @@ class ControlPlaneServiceStub:
     """The same for a gateway: liveness alone."""
     WatchFleet: _grpc.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchFleetRequest, _control_plane_service_pb2.WatchFleetResponse]
     """The fleet of the region: a snapshot, then ordered deltas."""
+    WatchRegions: _grpc.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchRegionsRequest, _control_plane_service_pb2.WatchRegionsResponse]
+    """Every region of the mesh as its last summary and the operators' policy say:
+    whole at first and after each change, and again every few seconds as proof
+    that the stream lives.
+    """
 
 @_typing.type_check_only
 class ControlPlaneServiceAsyncStub(ControlPlaneServiceStub):
@@ -57,6 +62,11 @@ class ControlPlaneServiceAsyncStub(ControlPlaneServiceStub):
     """The same for a gateway: liveness alone."""
     WatchFleet: _aio.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchFleetRequest, _control_plane_service_pb2.WatchFleetResponse]  # type: ignore[assignment]
     """The fleet of the region: a snapshot, then ordered deltas."""
+    WatchRegions: _aio.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchRegionsRequest, _control_plane_service_pb2.WatchRegionsResponse]  # type: ignore[assignment]
+    """Every region of the mesh as its last summary and the operators' policy say:
+    whole at first and after each change, and again every few seconds as proof
+    that the stream lives.
+    """
 
 class ControlPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the control plane of a region does for its node agents and gateways."""
@@ -87,5 +97,16 @@ class ControlPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_plane_service_pb2.WatchFleetResponse], _abc.AsyncIterator[_control_plane_service_pb2.WatchFleetResponse]]:
         """The fleet of the region: a snapshot, then ordered deltas."""
+
+    @_abc_1.abstractmethod
+    def WatchRegions(
+        self,
+        request: _control_plane_service_pb2.WatchRegionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_plane_service_pb2.WatchRegionsResponse], _abc.AsyncIterator[_control_plane_service_pb2.WatchRegionsResponse]]:
+        """Every region of the mesh as its last summary and the operators' policy say:
+        whole at first and after each change, and again every few seconds as proof
+        that the stream lives.
+        """
 
 def add_ControlPlaneServiceServicer_to_server(servicer: ControlPlaneServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reelmesh.v1 import video_pb2 as reelmesh_dot_v1_dot_video__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreelmesh/v1/job_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reelmesh/v1/video.proto\"\x89\x01\n\nJobAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"\xa7\x02\n\tJobRecord\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12)\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x17.reelmesh.v1.JobAttempt\x12\x14\n\x0c\x61rtifact_key\x18\x07 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x16\n\x0erequest_digest\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x03\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"7\n\x10\x43reateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"I\n\x11\x43reateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"D\n\x0f\x43laimJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"7\n\x10\x43laimJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"7\n\x10UpdateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"8\n\x11UpdateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"H\n\x0fListJobsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x12\n\npage_token\x18\x03 \x01(\t\"Q\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x10WatchJobsRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x03\"v\n\x11WatchJobsResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12$\n\x04jobs\x18\x02 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x17\n\x0f\x64\x65leted_job_ids\x18\x03 \x03(\t\x12\x10\n\x08snapshot\x18\x04 \x01(\x08\x32\x84\x03\n\nJobService\x12J\n\tCreateJob\x12\x1d.reelmesh.v1.CreateJobRequest\x1a\x1e.reelmesh.v1.CreateJobResponse\x12G\n\x08\x43laimJob\x12\x1c.reelmesh.v1.ClaimJobRequest\x1a\x1d.reelmesh.v1.ClaimJobResponse\x12J\n\tUpdateJob\x12\x1d.reelmesh.v1.UpdateJobRequest\x1a\x1e.reelmesh.v1.UpdateJobResponse\x12G\n\x08ListJobs\x12\x1c.reelmesh.v1.ListJobsRequest\x1a\x1d.reelmesh.v1.ListJobsResponse\x12L\n\tWatchJobs\x12\x1d.reelmesh.v1.WatchJobsRequest\x1a\x1e.reelmesh.v1.WatchJobsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreelmesh/v1/job_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reelmesh/v1/video.proto\"\x89\x01\n\nJobAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"\xd0\x02\n\tJobRecord\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12)\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x17.reelmesh.v1.JobAttempt\x12\x14\n\x0c\x61rtifact_key\x18\x07 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x16\n\x0erequest_digest\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x03\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11owner_incarnation\x18\x0c \x01(\t\x12\x0c\n\x04keep\x18\r \x01(\x08\"7\n\x10\x43reateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"I\n\x11\x43reateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"/\n\rGetJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\">\n\x13\x46indJobByKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\";\n\x14\x46indJobByKeyResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"Y\n\x0f\x43laimJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"H\n\x10\x43laimJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63laimed\x18\x02 \x01(\x08\"7\n\x10UpdateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"I\n\x11UpdateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07written\x18\x02 \x01(\x08\"2\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"8\n\x11\x44\x65leteJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"`\n\x0fListJobsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x66ter_job_id\x18\x03 \x01(\t\x12\x14\n\x0coldest_first\x18\x04 \x01(\x08\"F\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\"P\n\x16ListExpiredJobsRequest\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x02 \x01(\r\"?\n\x17ListExpiredJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\"#\n\x10KnownJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"$\n\x11KnownJobsResponse\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\")\n\x13WatchOrphansRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"d\n\x06Orphan\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\x14\n\x0cheir_gateway\x18\x05 \x01(\t\"<\n\x14WatchOrphansResponse\x12$\n\x07orphans\x18\x01 \x03(\x0b\x32\x13.reelmesh.v1.Orphan2\x9b\x06\n\nJobService\x12J\n\tCreateJob\x12\x1d.reelmesh.v1.CreateJobRequest\x1a\x1e.reelmesh.v1.CreateJobResponse\x12\x41\n\x06GetJob\x12\x1a.reelmesh.v1.GetJobRequest\x1a\x1b.reelmesh.v1.GetJobResponse\x12S\n\x0c\x46indJobByKey\x12 .reelmesh.v1.FindJobByKeyRequest\x1a!.reelmesh.v1.FindJobByKeyResponse\x12G\n\x08\x43laimJob\x12\x1c.reelmesh.v1.ClaimJobRequest\x1a\x1d.reelmesh.v1.ClaimJobResponse\x12J\n\tUpdateJob\x12\x1d.reelmesh.v1.UpdateJobRequest\x1a\x1e.reelmesh.v1.UpdateJobResponse\x12J\n\tDeleteJob\x12\x1d.reelmesh.v1.DeleteJobRequest\x1a\x1e.reelmesh.v1.DeleteJobResponse\x12G\n\x08ListJobs\x12\x1c.reelmesh.v1.ListJobsRequest\x1a\x1d.reelmesh.v1.ListJobsResponse\x12\\\n\x0fListExpiredJobs\x12#.reelmesh.v1.ListExpiredJobsRequest\x1a$.reelmesh.v1.ListExpiredJobsResponse\x12J\n\tKnownJobs\x12\x1d.reelmesh.v1.KnownJobsRequest\x1a\x1e.reelmesh.v1.KnownJobsResponse\x12U\n\x0cWatchOrphans\x12 .reelmesh.v1.WatchOrphansRequest\x1a!.reelmesh.v1.WatchOrphansResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,27 +36,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBATTEMPT']._serialized_start=105
   _globals['_JOBATTEMPT']._serialized_end=242
   _globals['_JOBRECORD']._serialized_start=245
-  _globals['_JOBRECORD']._serialized_end=540
-  _globals['_CREATEJOBREQUEST']._serialized_start=542
-  _globals['_CREATEJOBREQUEST']._serialized_end=597
-  _globals['_CREATEJOBRESPONSE']._serialized_start=599
-  _globals['_CREATEJOBRESPONSE']._serialized_end=672
-  _globals['_CLAIMJOBREQUEST']._serialized_start=674
-  _globals['_CLAIMJOBREQUEST']._serialized_end=742
-  _globals['_CLAIMJOBRESPONSE']._serialized_start=744
-  _globals['_CLAIMJOBRESPONSE']._serialized_end=799
-  _globals['_UPDATEJOBREQUEST']._serialized_start=801
-  _globals['_UPDATEJOBREQUEST']._serialized_end=856
-  _globals['_UPDATEJOBRESPONSE']._serialized_start=858
-  _globals['_UPDATEJOBRESPONSE']._serialized_end=914
-  _globals['_LISTJOBSREQUEST']._serialized_start=916
-  _globals['_LISTJOBSREQUEST']._serialized_end=988
-  _globals['_LISTJOBSRESPONSE']._serialized_start=990
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1071
-  _globals['_WATCHJOBSREQUEST']._serialized_start=1073
-  _globals['_WATCHJOBSREQUEST']._serialized_end=1115
-  _globals['_WATCHJOBSRESPONSE']._serialized_start=1117
-  _globals['_WATCHJOBSRESPONSE']._serialized_end=1235
-  _globals['_JOBSERVICE']._serialized_start=1238
-  _globals['_JOBSERVICE']._serialized_end=1626
+  _globals['_JOBRECORD']._serialized_end=581
+  _globals['_CREATEJOBREQUEST']._serialized_start=583
+  _globals['_CREATEJOBREQUEST']._serialized_end=638
+  _globals['_CREATEJOBRESPONSE']._serialized_start=640
+  _globals['_CREATEJOBRESPONSE']._serialized_end=713
+  _globals['_GETJOBREQUEST']._serialized_start=715
+  _globals['_GETJOBREQUEST']._serialized_end=762
+  _globals['_GETJOBRESPONSE']._serialized_start=764
+  _globals['_GETJOBRESPONSE']._serialized_end=817
+  _globals['_FINDJOBBYKEYREQUEST']._serialized_start=819
+  _globals['_FINDJOBBYKEYREQUEST']._serialized_end=881
+  _globals['_FINDJOBBYKEYRESPONSE']._serialized_start=883
+  _globals['_FINDJOBBYKEYRESPONSE']._serialized_end=942
+  _globals['_CLAIMJOBREQUEST']._serialized_start=944
+  _globals['_CLAIMJOBREQUEST']._serialized_end=1033
+  _globals['_CLAIMJOBRESPONSE']._serialized_start=1035
+  _globals['_CLAIMJOBRESPONSE']._serialized_end=1107
+  _globals['_UPDATEJOBREQUEST']._serialized_start=1109
+  _globals['_UPDATEJOBREQUEST']._serialized_end=1164
+  _globals['_UPDATEJOBRESPONSE']._serialized_start=1166
+  _globals['_UPDATEJOBRESPONSE']._serialized_end=1239
+  _globals['_DELETEJOBREQUEST']._serialized_start=1241
+  _globals['_DELETEJOBREQUEST']._serialized_end=1291
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1293
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1349
+  _globals['_LISTJOBSREQUEST']._serialized_start=1351
+  _globals['_LISTJOBSREQUEST']._serialized_end=1447
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1449
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1519
+  _globals['_LISTEXPIREDJOBSREQUEST']._serialized_start=1521
+  _globals['_LISTEXPIREDJOBSREQUEST']._serialized_end=1601
+  _globals['_LISTEXPIREDJOBSRESPONSE']._serialized_start=1603
+  _globals['_LISTEXPIREDJOBSRESPONSE']._serialized_end=1666
+  _globals['_KNOWNJOBSREQUEST']._serialized_start=1668
+  _globals['_KNOWNJOBSREQUEST']._serialized_end=1703
+  _globals['_KNOWNJOBSRESPONSE']._serialized_start=1705
+  _globals['_KNOWNJOBSRESPONSE']._serialized_end=1741
+  _globals['_WATCHORPHANSREQUEST']._serialized_start=1743
+  _globals['_WATCHORPHANSREQUEST']._serialized_end=1784
+  _globals['_ORPHAN']._serialized_start=1786
+  _globals['_ORPHAN']._serialized_end=1886
+  _globals['_WATCHORPHANSRESPONSE']._serialized_start=1888
+  _globals['_WATCHORPHANSRESPONSE']._serialized_end=1948
+  _globals['_JOBSERVICE']._serialized_start=1951
+  _globals['_JOBSERVICE']._serialized_end=2746
 # @@protoc_insertion_point(module_scope)

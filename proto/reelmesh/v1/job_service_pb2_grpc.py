@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class JobServiceStub:
     """Durable job records of the region, for its gateways. Every write compares the
-    epoch that made the writer owner, so the first terminal write wins.
+    epoch that made the writer owner, so the first terminal write wins. Any replica
+    answers: the records are in the store, and every call may be repeated.
     """
 
     def __init__(self, channel):
@@ -41,6 +42,16 @@ class JobServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.CreateJobRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.CreateJobResponse.FromString,
                 _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/reelmesh.v1.JobService/GetJob',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.GetJobResponse.FromString,
+                _registered_method=True)
+        self.FindJobByKey = channel.unary_unary(
+                '/reelmesh.v1.JobService/FindJobByKey',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyResponse.FromString,
+                _registered_method=True)
         self.ClaimJob = channel.unary_unary(
                 '/reelmesh.v1.JobService/ClaimJob',
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimJobRequest.SerializeToString,
@@ -51,25 +62,55 @@ class JobServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.UpdateJobRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.UpdateJobResponse.FromString,
                 _registered_method=True)
+        self.DeleteJob = channel.unary_unary(
+                '/reelmesh.v1.JobService/DeleteJob',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
+                _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/reelmesh.v1.JobService/ListJobs',
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListJobsRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
-        self.WatchJobs = channel.unary_stream(
-                '/reelmesh.v1.JobService/WatchJobs',
-                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
-                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+        self.ListExpiredJobs = channel.unary_unary(
+                '/reelmesh.v1.JobService/ListExpiredJobs',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListExpiredJobsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ListExpiredJobsResponse.FromString,
+                _registered_method=True)
+        self.KnownJobs = channel.unary_unary(
+                '/reelmesh.v1.JobService/KnownJobs',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.KnownJobsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.KnownJobsResponse.FromString,
+                _registered_method=True)
+        self.WatchOrphans = channel.unary_stream(
+                '/reelmesh.v1.JobService/WatchOrphans',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.FromString,
                 _registered_method=True)
 
 
 class JobServiceServicer:
     """Durable job records of the region, for its gateways. Every write compares the
-    epoch that made the writer owner, so the first terminal write wins.
+    epoch that made the writer owner, so the first terminal write wins. Any replica
+    answers: the records are in the store, and every call may be repeated.
     """
 
     def CreateJob(self, request, context):
-        """Idempotent by (tenant, idempotency key) and by job id.
+        """Idempotent by job id, and by (tenant, idempotency key).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """NOT_FOUND where the tenant has no such job.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindJobByKey(self, request, context):
+        """NOT_FOUND where the tenant never used the key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,21 +124,44 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Writes state, attempts or the terminal result; ABORTED with reason
-        STALE_OWNER where another owner or a terminal write was first.
+        """The owner's write of attempts or of the end. NOT_FOUND: deleted or expired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteJob(self, request, context):
+        """Removes the record of an ended job and its key. FAILED_PRECONDITION, reason
+        not_finished, while it runs; NOT_FOUND where there is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """A tenant's records in the order of their ids.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchJobs(self, request, context):
-        """A snapshot, then changes, from a revision on.
+    def ListExpiredJobs(self, request, context):
+        """Ended jobs whose time is over, of every tenant, the oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KnownJobs(self, request, context):
+        """Which of these ids have a record, whatever their tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchOrphans(self, request, context):
+        """Live jobs whose owner is no more: whole at first and after each change, and
+        again every few seconds as proof that the stream lives.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -111,6 +175,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.CreateJobRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.CreateJobResponse.SerializeToString,
             ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.GetJobRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.GetJobResponse.SerializeToString,
+            ),
+            'FindJobByKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindJobByKey,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyResponse.SerializeToString,
+            ),
             'ClaimJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ClaimJob,
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimJobRequest.FromString,
@@ -121,15 +195,30 @@ def add_JobServiceServicer_to_server(servicer, server):
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.UpdateJobRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.UpdateJobResponse.SerializeToString,
             ),
+            'DeleteJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteJob,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.DeleteJobRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.DeleteJobResponse.SerializeToString,
+            ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ListJobsRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListJobsResponse.SerializeToString,
             ),
-            'WatchJobs': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchJobs,
-                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchJobsRequest.FromString,
-                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchJobsResponse.SerializeToString,
+            'ListExpiredJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExpiredJobs,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ListExpiredJobsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListExpiredJobsResponse.SerializeToString,
+            ),
+            'KnownJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.KnownJobs,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.KnownJobsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.KnownJobsResponse.SerializeToString,
+            ),
+            'WatchOrphans': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchOrphans,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,7 +230,8 @@ def add_JobServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class JobService:
     """Durable job records of the region, for its gateways. Every write compares the
-    epoch that made the writer owner, so the first terminal write wins.
+    epoch that made the writer owner, so the first terminal write wins. Any replica
+    answers: the records are in the store, and every call may be repeated.
     """
 
     @staticmethod
@@ -161,6 +251,60 @@ class JobService:
             '/reelmesh.v1.JobService/CreateJob',
             reelmesh_dot_v1_dot_job__service__pb2.CreateJobRequest.SerializeToString,
             reelmesh_dot_v1_dot_job__service__pb2.CreateJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/GetJob',
+            reelmesh_dot_v1_dot_job__service__pb2.GetJobRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.GetJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindJobByKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/FindJobByKey',
+            reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -226,6 +370,33 @@ class JobService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/DeleteJob',
+            reelmesh_dot_v1_dot_job__service__pb2.DeleteJobRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.DeleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListJobs(request,
             target,
             options=(),
@@ -253,7 +424,61 @@ class JobService:
             _registered_method=True)
 
     @staticmethod
-    def WatchJobs(request,
+    def ListExpiredJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/ListExpiredJobs',
+            reelmesh_dot_v1_dot_job__service__pb2.ListExpiredJobsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.ListExpiredJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KnownJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/KnownJobs',
+            reelmesh_dot_v1_dot_job__service__pb2.KnownJobsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.KnownJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchOrphans(request,
             target,
             options=(),
             channel_credentials=None,
@@ -266,9 +491,9 @@ class JobService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/reelmesh.v1.JobService/WatchJobs',
-            reelmesh_dot_v1_dot_job__service__pb2.WatchJobsRequest.SerializeToString,
-            reelmesh_dot_v1_dot_job__service__pb2.WatchJobsResponse.FromString,
+            '/reelmesh.v1.JobService/WatchOrphans',
+            reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.FromString,
             options,
             channel_credentials,
             insecure,

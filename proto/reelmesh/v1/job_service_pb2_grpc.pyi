@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class JobServiceStub:
     """Durable job records of the region, for its gateways. Every write compares the
-    epoch that made the writer owner, so the first terminal write wins.
+    epoch that made the writer owner, so the first terminal write wins. Any replica
+    answers: the records are in the store, and every call may be repeated.
     """
 
     @_typing.overload
@@ -36,39 +37,67 @@ class JobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     CreateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CreateJobRequest, _job_service_pb2.CreateJobResponse]
-    """Idempotent by (tenant, idempotency key) and by job id."""
+    """Idempotent by job id, and by (tenant, idempotency key)."""
+    GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
+    """NOT_FOUND where the tenant has no such job."""
+    FindJobByKey: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.FindJobByKeyRequest, _job_service_pb2.FindJobByKeyResponse]
+    """NOT_FOUND where the tenant never used the key."""
     ClaimJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ClaimJobRequest, _job_service_pb2.ClaimJobResponse]
     """Makes the caller owner: epoch + 1 by compare-and-swap."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
-    """Writes state, attempts or the terminal result; ABORTED with reason
-    STALE_OWNER where another owner or a terminal write was first.
+    """The owner's write of attempts or of the end. NOT_FOUND: deleted or expired."""
+    DeleteJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]
+    """Removes the record of an ended job and its key. FAILED_PRECONDITION, reason
+    not_finished, while it runs; NOT_FOUND where there is none.
     """
     ListJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]
-    WatchJobs: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]
-    """A snapshot, then changes, from a revision on."""
+    """A tenant's records in the order of their ids."""
+    ListExpiredJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListExpiredJobsRequest, _job_service_pb2.ListExpiredJobsResponse]
+    """Ended jobs whose time is over, of every tenant, the oldest first."""
+    KnownJobs: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.KnownJobsRequest, _job_service_pb2.KnownJobsResponse]
+    """Which of these ids have a record, whatever their tenant."""
+    WatchOrphans: _grpc.UnaryStreamMultiCallable[_job_service_pb2.WatchOrphansRequest, _job_service_pb2.WatchOrphansResponse]
+    """Live jobs whose owner is no more: whole at first and after each change, and
+    again every few seconds as proof that the stream lives.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
     """Durable job records of the region, for its gateways. Every write compares the
-    epoch that made the writer owner, so the first terminal write wins.
+    epoch that made the writer owner, so the first terminal write wins. Any replica
+    answers: the records are in the store, and every call may be repeated.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CreateJobRequest, _job_service_pb2.CreateJobResponse]  # type: ignore[assignment]
-    """Idempotent by (tenant, idempotency key) and by job id."""
+    """Idempotent by job id, and by (tenant, idempotency key)."""
+    GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
+    """NOT_FOUND where the tenant has no such job."""
+    FindJobByKey: _aio.UnaryUnaryMultiCallable[_job_service_pb2.FindJobByKeyRequest, _job_service_pb2.FindJobByKeyResponse]  # type: ignore[assignment]
+    """NOT_FOUND where the tenant never used the key."""
     ClaimJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ClaimJobRequest, _job_service_pb2.ClaimJobResponse]  # type: ignore[assignment]
     """Makes the caller owner: epoch + 1 by compare-and-swap."""
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]  # type: ignore[assignment]
-    """Writes state, attempts or the terminal result; ABORTED with reason
-    STALE_OWNER where another owner or a terminal write was first.
+    """The owner's write of attempts or of the end. NOT_FOUND: deleted or expired."""
+    DeleteJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.DeleteJobRequest, _job_service_pb2.DeleteJobResponse]  # type: ignore[assignment]
+    """Removes the record of an ended job and its key. FAILED_PRECONDITION, reason
+    not_finished, while it runs; NOT_FOUND where there is none.
     """
     ListJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListJobsRequest, _job_service_pb2.ListJobsResponse]  # type: ignore[assignment]
-    WatchJobs: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchJobsRequest, _job_service_pb2.WatchJobsResponse]  # type: ignore[assignment]
-    """A snapshot, then changes, from a revision on."""
+    """A tenant's records in the order of their ids."""
+    ListExpiredJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListExpiredJobsRequest, _job_service_pb2.ListExpiredJobsResponse]  # type: ignore[assignment]
+    """Ended jobs whose time is over, of every tenant, the oldest first."""
+    KnownJobs: _aio.UnaryUnaryMultiCallable[_job_service_pb2.KnownJobsRequest, _job_service_pb2.KnownJobsResponse]  # type: ignore[assignment]
+    """Which of these ids have a record, whatever their tenant."""
+    WatchOrphans: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchOrphansRequest, _job_service_pb2.WatchOrphansResponse]  # type: ignore[assignment]
+    """Live jobs whose owner is no more: whole at first and after each change, and
+    again every few seconds as proof that the stream lives.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Durable job records of the region, for its gateways. Every write compares the
-    epoch that made the writer owner, so the first terminal write wins.
+    epoch that made the writer owner, so the first terminal write wins. Any replica
+    answers: the records are in the store, and every call may be repeated.
     """
 
     @_abc_1.abstractmethod
@@ -77,7 +106,23 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CreateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CreateJobResponse, _abc.Awaitable[_job_service_pb2.CreateJobResponse]]:
-        """Idempotent by (tenant, idempotency key) and by job id."""
+        """Idempotent by job id, and by (tenant, idempotency key)."""
+
+    @_abc_1.abstractmethod
+    def GetJob(
+        self,
+        request: _job_service_pb2.GetJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.GetJobResponse, _abc.Awaitable[_job_service_pb2.GetJobResponse]]:
+        """NOT_FOUND where the tenant has no such job."""
+
+    @_abc_1.abstractmethod
+    def FindJobByKey(
+        self,
+        request: _job_service_pb2.FindJobByKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.FindJobByKeyResponse, _abc.Awaitable[_job_service_pb2.FindJobByKeyResponse]]:
+        """NOT_FOUND where the tenant never used the key."""
 
     @_abc_1.abstractmethod
     def ClaimJob(
@@ -93,8 +138,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.UpdateJobResponse, _abc.Awaitable[_job_service_pb2.UpdateJobResponse]]:
-        """Writes state, attempts or the terminal result; ABORTED with reason
-        STALE_OWNER where another owner or a terminal write was first.
+        """The owner's write of attempts or of the end. NOT_FOUND: deleted or expired."""
+
+    @_abc_1.abstractmethod
+    def DeleteJob(
+        self,
+        request: _job_service_pb2.DeleteJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.DeleteJobResponse, _abc.Awaitable[_job_service_pb2.DeleteJobResponse]]:
+        """Removes the record of an ended job and its key. FAILED_PRECONDITION, reason
+        not_finished, while it runs; NOT_FOUND where there is none.
         """
 
     @_abc_1.abstractmethod
@@ -102,14 +155,33 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _job_service_pb2.ListJobsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]: ...
+    ) -> _typing.Union[_job_service_pb2.ListJobsResponse, _abc.Awaitable[_job_service_pb2.ListJobsResponse]]:
+        """A tenant's records in the order of their ids."""
 
     @_abc_1.abstractmethod
-    def WatchJobs(
+    def ListExpiredJobs(
         self,
-        request: _job_service_pb2.WatchJobsRequest,
+        request: _job_service_pb2.ListExpiredJobsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchJobsResponse], _abc.AsyncIterator[_job_service_pb2.WatchJobsResponse]]:
-        """A snapshot, then changes, from a revision on."""
+    ) -> _typing.Union[_job_service_pb2.ListExpiredJobsResponse, _abc.Awaitable[_job_service_pb2.ListExpiredJobsResponse]]:
+        """Ended jobs whose time is over, of every tenant, the oldest first."""
+
+    @_abc_1.abstractmethod
+    def KnownJobs(
+        self,
+        request: _job_service_pb2.KnownJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.KnownJobsResponse, _abc.Awaitable[_job_service_pb2.KnownJobsResponse]]:
+        """Which of these ids have a record, whatever their tenant."""
+
+    @_abc_1.abstractmethod
+    def WatchOrphans(
+        self,
+        request: _job_service_pb2.WatchOrphansRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchOrphansResponse], _abc.AsyncIterator[_job_service_pb2.WatchOrphansResponse]]:
+        """Live jobs whose owner is no more: whole at first and after each change, and
+        again every few seconds as proof that the stream lives.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

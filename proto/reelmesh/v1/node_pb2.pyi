@@ -132,6 +132,54 @@ class ModelVersion(_message.Message):
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
+class DeviceStatus(_message.Message):
+    """A device as its node sees it; what it cannot know is unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_C_FIELD_NUMBER: _builtins.int
+    ECC_ERRORS_FIELD_NUMBER: _builtins.int
+    XID_ERRORS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """"cpu", "cuda:0"."""
+    memory_used_bytes: _builtins.int
+    memory_total_bytes: _builtins.int
+    temperature_c: _builtins.float
+    ecc_errors: _builtins.int
+    """Uncorrected ECC errors since the driver started."""
+    @_builtins.property
+    def xid_errors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Codes of the XID errors seen since the agent started; see NVIDIA's list."""
+
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        memory_used_bytes: _builtins.int = ...,
+        memory_total_bytes: _builtins.int = ...,
+        temperature_c: _builtins.float | None = ...,
+        ecc_errors: _builtins.int | None = ...,
+        xid_errors: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors", "_temperature_c", b"_temperature_c", "ecc_errors", b"ecc_errors", "temperature_c", b"temperature_c"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors", "_temperature_c", b"_temperature_c", "device", b"device", "ecc_errors", b"ecc_errors", "memory_total_bytes", b"memory_total_bytes", "memory_used_bytes", b"memory_used_bytes", "temperature_c", b"temperature_c", "xid_errors", b"xid_errors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ecc_errors: _TypeAlias = _typing.Literal["ecc_errors"]  # noqa: Y015
+    _WhichOneofArgType__ecc_errors: _TypeAlias = _typing.Literal["_ecc_errors", b"_ecc_errors"]  # noqa: Y015
+    _WhichOneofReturnType__temperature_c: _TypeAlias = _typing.Literal["temperature_c"]  # noqa: Y015
+    _WhichOneofArgType__temperature_c: _TypeAlias = _typing.Literal["_temperature_c", b"_temperature_c"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_errors) -> _WhichOneofReturnType__ecc_errors | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature_c) -> _WhichOneofReturnType__temperature_c | None: ...
+
+Global___DeviceStatus: _TypeAlias = DeviceStatus  # noqa: Y015
+
+@_typing.final
 class Execution(_message.Message):
     """One run that a node holds, waiting or going on."""
 
@@ -142,11 +190,13 @@ class Execution(_message.Message):
     TRY_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     epoch: _builtins.int
     running: _builtins.bool
     progress: _builtins.float
     """0 to 1."""
+    attempt: _builtins.int
     def __init__(
         self,
         *,
@@ -154,10 +204,11 @@ class Execution(_message.Message):
         epoch: _builtins.int = ...,
         running: _builtins.bool = ...,
         progress: _builtins.float = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job_id", b"job_id", "progress", b"progress", "running", b"running", "try", b"try"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "job_id", b"job_id", "progress", b"progress", "running", b"running", "try", b"try"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,6 +231,7 @@ class NodeStatus(_message.Message):
     UNITS_PER_SECOND_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     version: _builtins.int
     """Rises with each change within one life of the agent."""
@@ -202,6 +254,8 @@ class NodeStatus(_message.Message):
     def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution]: ...
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceStatus]: ...
     def __init__(
         self,
         *,
@@ -216,10 +270,11 @@ class NodeStatus(_message.Message):
         units_per_second: _builtins.float = ...,
         models: _abc.Iterable[Global___ModelVersion] | None = ...,
         incarnation: _builtins.str = ...,
+        devices: _abc.Iterable[Global___DeviceStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executions", b"executions", "free_slots", b"free_slots", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "reason", b"reason", "remaining_work_s", b"remaining_work_s", "state", b"state", "units_per_second", b"units_per_second", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "executions", b"executions", "free_slots", b"free_slots", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "reason", b"reason", "remaining_work_s", b"remaining_work_s", "state", b"state", "units_per_second", b"units_per_second", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class OperatorServiceStub:
-    """What reelctl asks of a control plane; it has a listener of its own and an
-    operator's token.
+    """What reelctl asks of a control plane; it has a listener of its own and wants an
+    operator's token: fleet:read to look, fleet:operate to change.
     """
 
     def __init__(self, channel):
@@ -46,11 +46,31 @@ class OperatorServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListGatewaysRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListGatewaysResponse.FromString,
                 _registered_method=True)
+        self.ListNodeEvents = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/ListNodeEvents',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListNodeEventsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListNodeEventsResponse.FromString,
+                _registered_method=True)
+        self.SetNodePolicy = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/SetNodePolicy',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetNodePolicyRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetNodePolicyResponse.FromString,
+                _registered_method=True)
+        self.ListRegions = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/ListRegions',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.OperatorServiceListRegionsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.OperatorServiceListRegionsResponse.FromString,
+                _registered_method=True)
+        self.SetRegionPolicy = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/SetRegionPolicy',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
-    """What reelctl asks of a control plane; it has a listener of its own and an
-    operator's token.
+    """What reelctl asks of a control plane; it has a listener of its own and wants an
+    operator's token: fleet:read to look, fleet:operate to change.
     """
 
     def ListNodes(self, request, context):
@@ -61,6 +81,34 @@ class OperatorServiceServicer:
 
     def ListGateways(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodeEvents(self, request, context):
+        """The changes of a node's state with their reasons, the newest last; bounded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetNodePolicy(self, request, context):
+        """Cordon: takes no new work. Drain: neither, and is to be emptied. Both stay
+        until they are taken back, through restarts too. NOT_FOUND: no such node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRegions(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRegionPolicy(self, request, context):
+        """Draining: new work goes to other regions. NOT_FOUND: no such region.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -78,6 +126,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListGatewaysRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListGatewaysResponse.SerializeToString,
             ),
+            'ListNodeEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodeEvents,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListNodeEventsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListNodeEventsResponse.SerializeToString,
+            ),
+            'SetNodePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetNodePolicy,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetNodePolicyRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetNodePolicyResponse.SerializeToString,
+            ),
+            'ListRegions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRegions,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.OperatorServiceListRegionsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.OperatorServiceListRegionsResponse.SerializeToString,
+            ),
+            'SetRegionPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRegionPolicy,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'reelmesh.v1.OperatorService', rpc_method_handlers)
@@ -87,8 +155,8 @@ def add_OperatorServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperatorService:
-    """What reelctl asks of a control plane; it has a listener of its own and an
-    operator's token.
+    """What reelctl asks of a control plane; it has a listener of its own and wants an
+    operator's token: fleet:read to look, fleet:operate to change.
     """
 
     @staticmethod
@@ -135,6 +203,114 @@ class OperatorService:
             '/reelmesh.v1.OperatorService/ListGateways',
             reelmesh_dot_v1_dot_operator__service__pb2.ListGatewaysRequest.SerializeToString,
             reelmesh_dot_v1_dot_operator__service__pb2.ListGatewaysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodeEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/ListNodeEvents',
+            reelmesh_dot_v1_dot_operator__service__pb2.ListNodeEventsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.ListNodeEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetNodePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/SetNodePolicy',
+            reelmesh_dot_v1_dot_operator__service__pb2.SetNodePolicyRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.SetNodePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRegions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/ListRegions',
+            reelmesh_dot_v1_dot_operator__service__pb2.OperatorServiceListRegionsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.OperatorServiceListRegionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRegionPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/SetRegionPolicy',
+            reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

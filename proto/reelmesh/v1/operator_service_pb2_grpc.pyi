@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperatorServiceStub:
-    """What reelctl asks of a control plane; it has a listener of its own and an
-    operator's token.
+    """What reelctl asks of a control plane; it has a listener of its own and wants an
+    operator's token: fleet:read to look, fleet:operate to change.
     """
 
     @_typing.overload
@@ -37,20 +37,38 @@ class OperatorServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
     ListNodes: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListNodesRequest, _operator_service_pb2.ListNodesResponse]
     ListGateways: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListGatewaysRequest, _operator_service_pb2.ListGatewaysResponse]
+    ListNodeEvents: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListNodeEventsRequest, _operator_service_pb2.ListNodeEventsResponse]
+    """The changes of a node's state with their reasons, the newest last; bounded."""
+    SetNodePolicy: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetNodePolicyRequest, _operator_service_pb2.SetNodePolicyResponse]
+    """Cordon: takes no new work. Drain: neither, and is to be emptied. Both stay
+    until they are taken back, through restarts too. NOT_FOUND: no such node.
+    """
+    ListRegions: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.OperatorServiceListRegionsRequest, _operator_service_pb2.OperatorServiceListRegionsResponse]
+    SetRegionPolicy: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetRegionPolicyRequest, _operator_service_pb2.SetRegionPolicyResponse]
+    """Draining: new work goes to other regions. NOT_FOUND: no such region."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
-    """What reelctl asks of a control plane; it has a listener of its own and an
-    operator's token.
+    """What reelctl asks of a control plane; it has a listener of its own and wants an
+    operator's token: fleet:read to look, fleet:operate to change.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListNodes: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListNodesRequest, _operator_service_pb2.ListNodesResponse]  # type: ignore[assignment]
     ListGateways: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListGatewaysRequest, _operator_service_pb2.ListGatewaysResponse]  # type: ignore[assignment]
+    ListNodeEvents: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListNodeEventsRequest, _operator_service_pb2.ListNodeEventsResponse]  # type: ignore[assignment]
+    """The changes of a node's state with their reasons, the newest last; bounded."""
+    SetNodePolicy: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetNodePolicyRequest, _operator_service_pb2.SetNodePolicyResponse]  # type: ignore[assignment]
+    """Cordon: takes no new work. Drain: neither, and is to be emptied. Both stay
+    until they are taken back, through restarts too. NOT_FOUND: no such node.
+    """
+    ListRegions: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.OperatorServiceListRegionsRequest, _operator_service_pb2.OperatorServiceListRegionsResponse]  # type: ignore[assignment]
+    SetRegionPolicy: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetRegionPolicyRequest, _operator_service_pb2.SetRegionPolicyResponse]  # type: ignore[assignment]
+    """Draining: new work goes to other regions. NOT_FOUND: no such region."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What reelctl asks of a control plane; it has a listener of its own and an
-    operator's token.
+    """What reelctl asks of a control plane; it has a listener of its own and wants an
+    operator's token: fleet:read to look, fleet:operate to change.
     """
 
     @_abc_1.abstractmethod
@@ -66,5 +84,38 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_service_pb2.ListGatewaysRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.ListGatewaysResponse, _abc.Awaitable[_operator_service_pb2.ListGatewaysResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListNodeEvents(
+        self,
+        request: _operator_service_pb2.ListNodeEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListNodeEventsResponse, _abc.Awaitable[_operator_service_pb2.ListNodeEventsResponse]]:
+        """The changes of a node's state with their reasons, the newest last; bounded."""
+
+    @_abc_1.abstractmethod
+    def SetNodePolicy(
+        self,
+        request: _operator_service_pb2.SetNodePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.SetNodePolicyResponse, _abc.Awaitable[_operator_service_pb2.SetNodePolicyResponse]]:
+        """Cordon: takes no new work. Drain: neither, and is to be emptied. Both stay
+        until they are taken back, through restarts too. NOT_FOUND: no such node.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRegions(
+        self,
+        request: _operator_service_pb2.OperatorServiceListRegionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.OperatorServiceListRegionsResponse, _abc.Awaitable[_operator_service_pb2.OperatorServiceListRegionsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetRegionPolicy(
+        self,
+        request: _operator_service_pb2.SetRegionPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.SetRegionPolicyResponse, _abc.Awaitable[_operator_service_pb2.SetRegionPolicyResponse]]:
+        """Draining: new work goes to other regions. NOT_FOUND: no such region."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,8 +26,11 @@ if _version_not_supported:
 
 
 class PeerServiceStub:
-    """Gateway to gateway, on a listener of its own with mutual TLS. The caller's
-    identity is believed only from the role gateway on this listener.
+    """Gateway to gateway, inside a region and between regions, on a listener of its
+    own. The caller's identity is believed only from the role gateway on this
+    listener; a user's token never gets here. What a gateway is asked here it
+    answers itself or refuses: it never asks a third one, except for the owner of a
+    video in its own region.
     """
 
     def __init__(self, channel):
@@ -41,6 +44,16 @@ class PeerServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoResponse.FromString,
                 _registered_method=True)
+        self.CreatePeerVideo = channel.unary_unary(
+                '/reelmesh.v1.PeerService/CreatePeerVideo',
+                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoResponse.FromString,
+                _registered_method=True)
+        self.GetPeerVideo = channel.unary_unary(
+                '/reelmesh.v1.PeerService/GetPeerVideo',
+                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.GetPeerVideoRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.GetPeerVideoResponse.FromString,
+                _registered_method=True)
         self.WatchPeerVideo = channel.unary_stream(
                 '/reelmesh.v1.PeerService/WatchPeerVideo',
                 request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.WatchPeerVideoRequest.SerializeToString,
@@ -51,14 +64,45 @@ class PeerServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.CancelPeerVideoRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.CancelPeerVideoResponse.FromString,
                 _registered_method=True)
+        self.DeletePeerVideo = channel.unary_unary(
+                '/reelmesh.v1.PeerService/DeletePeerVideo',
+                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.DeletePeerVideoRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.DeletePeerVideoResponse.FromString,
+                _registered_method=True)
+        self.DownloadPeerVideo = channel.unary_stream(
+                '/reelmesh.v1.PeerService/DownloadPeerVideo',
+                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoResponse.FromString,
+                _registered_method=True)
+        self.WatchLoad = channel.unary_stream(
+                '/reelmesh.v1.PeerService/WatchLoad',
+                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
-    """Gateway to gateway, on a listener of its own with mutual TLS. The caller's
-    identity is believed only from the role gateway on this listener.
+    """Gateway to gateway, inside a region and between regions, on a listener of its
+    own. The caller's identity is believed only from the role gateway on this
+    listener; a user's token never gets here. What a gateway is asked here it
+    answers itself or refuses: it never asks a third one, except for the owner of a
+    video in its own region.
     """
 
     def RunVideo(self, request, context):
+        """Creates a video here, which makes this region its home, and streams it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreatePeerVideo(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPeerVideo(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,6 +120,25 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeletePeerVideo(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadPeerVideo(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchLoad(self, request, context):
+        """What this gateway could take now: at once, after changes, and every few seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +146,16 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.RunVideo,
                     request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoResponse.SerializeToString,
+            ),
+            'CreatePeerVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePeerVideo,
+                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoResponse.SerializeToString,
+            ),
+            'GetPeerVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPeerVideo,
+                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.GetPeerVideoRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.GetPeerVideoResponse.SerializeToString,
             ),
             'WatchPeerVideo': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchPeerVideo,
@@ -94,6 +167,21 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.CancelPeerVideoRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.CancelPeerVideoResponse.SerializeToString,
             ),
+            'DeletePeerVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePeerVideo,
+                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.DeletePeerVideoRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.DeletePeerVideoResponse.SerializeToString,
+            ),
+            'DownloadPeerVideo': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadPeerVideo,
+                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoResponse.SerializeToString,
+            ),
+            'WatchLoad': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLoad,
+                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'reelmesh.v1.PeerService', rpc_method_handlers)
@@ -103,8 +191,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PeerService:
-    """Gateway to gateway, on a listener of its own with mutual TLS. The caller's
-    identity is believed only from the role gateway on this listener.
+    """Gateway to gateway, inside a region and between regions, on a listener of its
+    own. The caller's identity is believed only from the role gateway on this
+    listener; a user's token never gets here. What a gateway is asked here it
+    answers itself or refuses: it never asks a third one, except for the owner of a
+    video in its own region.
     """
 
     @staticmethod
@@ -124,6 +215,60 @@ class PeerService:
             '/reelmesh.v1.PeerService/RunVideo',
             reelmesh_dot_v1_dot_peer__service__pb2.RunVideoRequest.SerializeToString,
             reelmesh_dot_v1_dot_peer__service__pb2.RunVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePeerVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.PeerService/CreatePeerVideo',
+            reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoRequest.SerializeToString,
+            reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPeerVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.PeerService/GetPeerVideo',
+            reelmesh_dot_v1_dot_peer__service__pb2.GetPeerVideoRequest.SerializeToString,
+            reelmesh_dot_v1_dot_peer__service__pb2.GetPeerVideoResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -178,6 +323,87 @@ class PeerService:
             '/reelmesh.v1.PeerService/CancelPeerVideo',
             reelmesh_dot_v1_dot_peer__service__pb2.CancelPeerVideoRequest.SerializeToString,
             reelmesh_dot_v1_dot_peer__service__pb2.CancelPeerVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePeerVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.PeerService/DeletePeerVideo',
+            reelmesh_dot_v1_dot_peer__service__pb2.DeletePeerVideoRequest.SerializeToString,
+            reelmesh_dot_v1_dot_peer__service__pb2.DeletePeerVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadPeerVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reelmesh.v1.PeerService/DownloadPeerVideo',
+            reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoRequest.SerializeToString,
+            reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/reelmesh.v1.PeerService/WatchLoad',
+            reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadRequest.SerializeToString,
+            reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

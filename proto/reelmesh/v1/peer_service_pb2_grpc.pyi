@@ -27,8 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PeerServiceStub:
-    """Gateway to gateway, on a listener of its own with mutual TLS. The caller's
-    identity is believed only from the role gateway on this listener.
+    """Gateway to gateway, inside a region and between regions, on a listener of its
+    own. The caller's identity is believed only from the role gateway on this
+    listener; a user's token never gets here. What a gateway is asked here it
+    answers itself or refuses: it never asks a third one, except for the owner of a
+    video in its own region.
     """
 
     @_typing.overload
@@ -36,23 +39,43 @@ class PeerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PeerServiceAsyncStub: ...
     RunVideo: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.RunVideoRequest, _peer_service_pb2.RunVideoResponse]
+    """Creates a video here, which makes this region its home, and streams it."""
+    CreatePeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.CreatePeerVideoRequest, _peer_service_pb2.CreatePeerVideoResponse]
+    GetPeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.GetPeerVideoRequest, _peer_service_pb2.GetPeerVideoResponse]
     WatchPeerVideo: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.WatchPeerVideoRequest, _peer_service_pb2.WatchPeerVideoResponse]
     CancelPeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.CancelPeerVideoRequest, _peer_service_pb2.CancelPeerVideoResponse]
+    DeletePeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.DeletePeerVideoRequest, _peer_service_pb2.DeletePeerVideoResponse]
+    DownloadPeerVideo: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.DownloadPeerVideoRequest, _peer_service_pb2.DownloadPeerVideoResponse]
+    WatchLoad: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.WatchLoadRequest, _peer_service_pb2.WatchLoadResponse]
+    """What this gateway could take now: at once, after changes, and every few seconds."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
-    """Gateway to gateway, on a listener of its own with mutual TLS. The caller's
-    identity is believed only from the role gateway on this listener.
+    """Gateway to gateway, inside a region and between regions, on a listener of its
+    own. The caller's identity is believed only from the role gateway on this
+    listener; a user's token never gets here. What a gateway is asked here it
+    answers itself or refuses: it never asks a third one, except for the owner of a
+    video in its own region.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RunVideo: _aio.UnaryStreamMultiCallable[_peer_service_pb2.RunVideoRequest, _peer_service_pb2.RunVideoResponse]  # type: ignore[assignment]
+    """Creates a video here, which makes this region its home, and streams it."""
+    CreatePeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.CreatePeerVideoRequest, _peer_service_pb2.CreatePeerVideoResponse]  # type: ignore[assignment]
+    GetPeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.GetPeerVideoRequest, _peer_service_pb2.GetPeerVideoResponse]  # type: ignore[assignment]
     WatchPeerVideo: _aio.UnaryStreamMultiCallable[_peer_service_pb2.WatchPeerVideoRequest, _peer_service_pb2.WatchPeerVideoResponse]  # type: ignore[assignment]
     CancelPeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.CancelPeerVideoRequest, _peer_service_pb2.CancelPeerVideoResponse]  # type: ignore[assignment]
+    DeletePeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.DeletePeerVideoRequest, _peer_service_pb2.DeletePeerVideoResponse]  # type: ignore[assignment]
+    DownloadPeerVideo: _aio.UnaryStreamMultiCallable[_peer_service_pb2.DownloadPeerVideoRequest, _peer_service_pb2.DownloadPeerVideoResponse]  # type: ignore[assignment]
+    WatchLoad: _aio.UnaryStreamMultiCallable[_peer_service_pb2.WatchLoadRequest, _peer_service_pb2.WatchLoadResponse]  # type: ignore[assignment]
+    """What this gateway could take now: at once, after changes, and every few seconds."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Gateway to gateway, on a listener of its own with mutual TLS. The caller's
-    identity is believed only from the role gateway on this listener.
+    """Gateway to gateway, inside a region and between regions, on a listener of its
+    own. The caller's identity is believed only from the role gateway on this
+    listener; a user's token never gets here. What a gateway is asked here it
+    answers itself or refuses: it never asks a third one, except for the owner of a
+    video in its own region.
     """
 
     @_abc_1.abstractmethod
@@ -60,7 +83,22 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _peer_service_pb2.RunVideoRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.RunVideoResponse], _abc.AsyncIterator[_peer_service_pb2.RunVideoResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.RunVideoResponse], _abc.AsyncIterator[_peer_service_pb2.RunVideoResponse]]:
+        """Creates a video here, which makes this region its home, and streams it."""
+
+    @_abc_1.abstractmethod
+    def CreatePeerVideo(
+        self,
+        request: _peer_service_pb2.CreatePeerVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_service_pb2.CreatePeerVideoResponse, _abc.Awaitable[_peer_service_pb2.CreatePeerVideoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPeerVideo(
+        self,
+        request: _peer_service_pb2.GetPeerVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_service_pb2.GetPeerVideoResponse, _abc.Awaitable[_peer_service_pb2.GetPeerVideoResponse]]: ...
 
     @_abc_1.abstractmethod
     def WatchPeerVideo(
@@ -75,5 +113,27 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_service_pb2.CancelPeerVideoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_service_pb2.CancelPeerVideoResponse, _abc.Awaitable[_peer_service_pb2.CancelPeerVideoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeletePeerVideo(
+        self,
+        request: _peer_service_pb2.DeletePeerVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_service_pb2.DeletePeerVideoResponse, _abc.Awaitable[_peer_service_pb2.DeletePeerVideoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DownloadPeerVideo(
+        self,
+        request: _peer_service_pb2.DownloadPeerVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.DownloadPeerVideoResponse], _abc.AsyncIterator[_peer_service_pb2.DownloadPeerVideoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchLoad(
+        self,
+        request: _peer_service_pb2.WatchLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.WatchLoadResponse], _abc.AsyncIterator[_peer_service_pb2.WatchLoadResponse]]:
+        """What this gateway could take now: at once, after changes, and every few seconds."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
