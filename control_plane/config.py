@@ -61,6 +61,11 @@ class ControlPlaneConfig(Settings):
         description="Name of this replica, unique in its region; the host's name by default.",
     )
     etcd: EtcdSettings = Field(default=EtcdSettings(), description="The regional etcd.")
+    global_etcd: EtcdSettings | None = Field(
+        default=None,
+        description="The etcd that all regions share, for their summaries and the operators' "
+        "intent; the regional one by default, which is right for a single region.",
+    )
     lease_ttl_s: float = Field(
         default=10.0,
         ge=2,

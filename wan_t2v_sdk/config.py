@@ -93,7 +93,11 @@ def read_mesh(path: str | Path) -> MeshAccess:
     file = Path(path)
     try:
         mesh: Any = json.loads(file.read_text(encoding="utf-8"))
-        texts = [f"{name}={region['grpc']}" for name, region in mesh["regions"].items()]
+        texts = [
+            f"{name}={gateway['grpc']}"
+            for name, region in mesh["regions"].items()
+            for gateway in region.get("gateways") or [region]
+        ]
         return resolve_access(
             endpoints=texts, token=mesh["tokens"]["user"], ca=mesh.get("ca"), environ={}
         )

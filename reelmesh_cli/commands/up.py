@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 START_TIMEOUT_S = 900.0
 HELP = """Start a mesh on this machine and stay in front.
 
-One etcd and, per region, a control plane, a gateway and node agents, as processes. When all
+An etcd and, per region, control planes, gateways and node agents, as processes. When all
 serve, STATE_DIR/mesh.json is written, which the other commands and the SDK read. Ctrl-C stops
 everything; twice kills it.
 
@@ -30,6 +30,8 @@ everything; twice kills it.
   reelmesh up --regions ap,eu --nodes-per-region 1 --state-dir /tmp/mesh
   reelmesh up --model /models/wan2.2-ti2v-5b --regions home
   reelmesh up --model hf://org/name --manifest my.manifest.json
+  reelmesh up --gateways-per-region 2 --control-planes-per-region 2 --nodes-per-region 2
+  reelmesh up --etcd separate --etcd-members global=3
   reelmesh up --restart        start a process again that died"""
 
 RegionsOption = Annotated[str, typer.Option(help="Comma list of regions.")]
@@ -69,6 +71,20 @@ def up(
     model: ModelOption = None,
     manifest: ManifestOption = None,
     threads: ThreadsOption = 0,
+    gateways_per_region: Annotated[int, typer.Option(help="Gateways in each region.")] = 1,
+    control_planes_per_region: Annotated[
+        int, typer.Option(help="Replicas of each region's control plane.")
+    ] = 1,
+    etcd: Annotated[
+        str, typer.Option(help="shared: one etcd; separate: one a region and a global one.")
+    ] = "shared",
+    etcd_members: Annotated[
+        str,
+        typer.Option(
+            help="Members of each etcd cluster, 1, 3 or 5, such as 3 or global=3,ap=1.",
+            show_default=False,
+        ),
+    ] = "",
     restart: Annotated[bool, typer.Option("--restart", help="Restart what dies.")] = False,
     start_timeout: StartTimeoutOption = START_TIMEOUT_S,
     json_output: Annotated[
@@ -87,6 +103,10 @@ def up(
         threads=threads,
         restart=restart,
         start_timeout_s=start_timeout,
+        gateways_per_region=gateways_per_region,
+        control_planes_per_region=control_planes_per_region,
+        etcd=etcd,
+        etcd_members=etcd_members,
     )
     raise typer.Exit(asyncio.run(_up(asked, as_json=json_output)))
 
@@ -125,8 +145,13 @@ def _print_summary(mesh: Mesh) -> None:
     for name in ("region", "gRPC", "HTTP"):
         table.add_column(name)
     for name, each in mesh.plan.regions.items():
-        table.add_row(name, each.grpc, each.http)
-    endpoints = ",".join(f"{name}={each.grpc}" for name, each in mesh.plan.regions.items())
+        for gateway in each.gateways:
+            table.add_row(name, gateway["grpc"], gateway["http"])
+    endpoints = ",".join(
+        f"{name}={gateway['grpc']}"
+        for name, each in mesh.plan.regions.items()
+        for gateway in each.gateways
+    )
     http = next(iter(mesh.plan.regions.values())).http
     file = mesh.mesh_file
     console.out.print(table)

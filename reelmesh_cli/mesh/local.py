@@ -20,11 +20,12 @@ from reelmesh_cli.mesh.model import (
     named_model,
     shipped_model,
 )
+from reelmesh_cli.mesh.parts import plan_mesh
 from reelmesh_cli.mesh.ports import free_ports
 from reelmesh_cli.mesh.programs import find_programs
 from reelmesh_cli.mesh.state_dir import hold_state_dir
 from reelmesh_cli.mesh.supervisor import Mesh, Supervision, run_mesh
-from reelmesh_cli.mesh.topology import MeshOptions, check_options, plan_mesh
+from reelmesh_cli.mesh.topology import MeshOptions, check_etcd, check_options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,10 @@ class LocalMesh:
     threads: int
     restart: bool
     start_timeout_s: float
+    gateways_per_region: int = 1
+    control_planes_per_region: int = 1
+    etcd: str = "shared"
+    etcd_members: str = ""
 
 
 @contextlib.asynccontextmanager
@@ -57,13 +62,23 @@ async def local_mesh(
         CommandError: It cannot be had; says what to do.
     """
     clock: Clock = SystemClock()
-    regions = check_options(asked.regions, asked.nodes_per_region)
+    regions = check_options(
+        asked.regions,
+        asked.nodes_per_region,
+        gateways_per_region=asked.gateways_per_region,
+        control_planes_per_region=asked.control_planes_per_region,
+    )
+    members = check_etcd(asked.etcd, asked.etcd_members, regions=regions)
     programs = find_programs()
     named = await _named(asked)
     with hold_state_dir(asked.state_dir) as folder:
         options = MeshOptions(
             regions=regions,
             nodes_per_region=asked.nodes_per_region,
+            gateways_per_region=asked.gateways_per_region,
+            control_planes_per_region=asked.control_planes_per_region,
+            etcd="separate" if asked.etcd == "separate" else "shared",
+            etcd_members=members,
             state_dir=folder,
             model_source=named[0] if named else await _model_without_a_name(folder, board),
             model_manifest=named[1] if named else None,

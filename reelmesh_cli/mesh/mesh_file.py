@@ -43,6 +43,7 @@ def mesh_document(
             "region": each.region,
             "id": each.id,
             "address": each.address,
+            **each.addresses,
             "pid": pids[each.id],
             "log": each.log,
         }
@@ -54,7 +55,7 @@ def mesh_document(
     return {
         "regions": {name: asdict(addresses) for name, addresses in plan.regions.items()},
         "processes": processes,
-        "etcd": [plan.etcd_url],
+        "etcd": list(plan.etcd_urls),
         "tokens": {"user": tokens.user, "operator": tokens.operator},
         "ca": None,
     }

@@ -253,9 +253,8 @@ class Mesh:
                 )
 
     async def _until_serving(self, gateway: ProcessPlan) -> None:
-        region = self.plan.regions[gateway.region or ""]
         while True:
-            ready, reason = await probes.readiness(region.http)
+            ready, reason = await probes.readiness(gateway.addresses["http"])
             self._say(gateway, "ready" if ready else f"waiting: {reason or 'not ready'}")
             if ready:
                 return

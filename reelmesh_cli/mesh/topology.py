@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from reelmesh_cli.errors import UsageError
 
 Role = Literal["etcd", "control-plane", "gateway", "node-agent"]
+EtcdLayout = Literal["shared", "separate"]
 
 ISSUER = "reelmesh-local"
 AUDIENCE = "reelmesh"
 # What a person who pressed Ctrl-C waits for, at most, per kind of process.
 DRAIN_S = 5.0
 
+GLOBAL: Final = "global"
+"""Name of the etcd cluster that all regions share, and so no region's."""
+
 _REGION = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _MAX_NODES = 64
+_MAX_REPLICAS = 8
+_MEMBERS = (1, 3, 5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,12 @@ class MeshOptions:
 
     regions: tuple[str, ...]
     nodes_per_region: int
+    gateways_per_region: int = 1
+    control_planes_per_region: int = 1
+    etcd: EtcdLayout = "shared"
+    """One etcd for everything, or one for each region and a global one besides."""
+    etcd_members: Mapping[str, int] = field(default_factory=dict)
+    """Members of a cluster, by region or :data:`GLOBAL`; 1 where nothing is said."""
     state_dir: Path
     """Absolute."""
     model_source: str
@@ -59,6 +71,8 @@ class ProcessPlan:
     """Its settings file; etcd has flags alone."""
     config_file: Path | None = None
     ready_file: Path | None = None
+    addresses: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Its other addresses by their name in ``mesh.json``, such as ``http``."""
 
     @property
     def log(self) -> str:
@@ -68,11 +82,17 @@ class ProcessPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionAddresses:
-    """Where a region is reached."""
+    """Where a region is reached; the first of each where there are several."""
 
     http: str
     grpc: str
     control_plane: str
+    gateways: tuple[Mapping[str, str], ...]
+    """id, grpc and http of each gateway."""
+    control_planes: tuple[Mapping[str, str], ...]
+    """id and address of each replica."""
+    etcd: tuple[str, ...]
+    """URLs of the region's etcd."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +100,8 @@ class MeshPlan:
     """A whole mesh."""
 
     options: MeshOptions
-    etcd_url: str
+    etcd_urls: tuple[str, ...]
+    """Of the etcd that all regions share."""
     regions: dict[str, RegionAddresses]
     processes: tuple[ProcessPlan, ...]
 
@@ -89,11 +110,17 @@ class MeshPlan:
         return tuple(each for each in self.processes if each.role in roles)
 
 
-def check_options(regions: str, nodes_per_region: int) -> tuple[str, ...]:
+def check_options(
+    regions: str,
+    nodes_per_region: int,
+    *,
+    gateways_per_region: int = 1,
+    control_planes_per_region: int = 1,
+) -> tuple[str, ...]:
     """The regions of a comma list.
 
     Raises:
-        UsageError: A name is not usable or repeated, or the number of nodes is not.
+        UsageError: A name is not usable or repeated, or a number is out of bounds.
     """
     names = tuple(name.strip() for name in regions.split(",") if name.strip())
     if not names:
@@ -104,155 +131,40 @@ def check_options(regions: str, nodes_per_region: int) -> tuple[str, ...]:
                 f"--regions: {name!r} is no region name",
                 hint="use 1 to 32 of a-z, 0-9 and '-', a letter or digit at both ends",
             )
+    if GLOBAL in names:
+        raise UsageError(f"--regions: {GLOBAL!r} is the name of what all regions share")
     if len(set(names)) != len(names):
         raise UsageError(f"--regions: a region is named twice in {regions!r}")
-    if not 1 <= nodes_per_region <= _MAX_NODES:
-        raise UsageError(
-            f"--nodes-per-region must be 1 to {_MAX_NODES}, not {nodes_per_region}",
-        )
+    for option, number, limit in (
+        ("--nodes-per-region", nodes_per_region, _MAX_NODES),
+        ("--gateways-per-region", gateways_per_region, _MAX_REPLICAS),
+        ("--control-planes-per-region", control_planes_per_region, _MAX_REPLICAS),
+    ):
+        if not 1 <= number <= limit:
+            raise UsageError(f"{option} must be 1 to {limit}, not {number}")
     return names
 
 
-def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs) -> MeshPlan:
-    """Plans one etcd and, per region, a control plane, a gateway and node agents.
+def check_etcd(layout: str, members: str, *, regions: tuple[str, ...]) -> dict[str, int]:
+    """Members by cluster, of ``3`` (each cluster) or ``global=3,ap=1``.
 
-    Args:
-        options: What was asked for.
-        ports: Free ports, as many as are taken from it.
-        programs: What is run.
+    Raises:
+        UsageError: The layout, a cluster or a number is none that there is.
     """
-    etcd = _etcd(options, ports, programs)
-    etcd_url = f"http://{etcd.address}"
-    processes, regions = [etcd], {}
-    for name in options.regions:
-        control = _control_plane(options, name, ports, programs, etcd_url=etcd_url)
-        gateway, http = _gateway(options, name, ports, programs, control=control.address)
-        nodes = [
-            _node(options, name, number, ports, programs, control=control.address)
-            for number in range(options.nodes_per_region)
-        ]
-        processes += [control, gateway, *nodes]
-        regions[name] = RegionAddresses(
-            http=http, grpc=gateway.address, control_plane=control.address
-        )
-    return MeshPlan(options=options, etcd_url=etcd_url, regions=regions, processes=tuple(processes))
-
-
-def _etcd(options: MeshOptions, ports: Iterator[int], programs: Programs) -> ProcessPlan:
-    address = _address(ports)
-    peer = f"http://{_address(ports)}"
-    argv = (
-        programs.etcd,
-        "--name=local",
-        f"--data-dir={options.state_dir / 'etcd'}",
-        f"--listen-client-urls=http://{address}",
-        f"--advertise-client-urls=http://{address}",
-        f"--listen-peer-urls={peer}",
-        f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=local={peer}",
-        "--auto-compaction-mode=periodic",
-        "--auto-compaction-retention=1h",
-        # etcd before 3.5.3, and PyPI's is 3.5.1, may lose an applied entry at a kill: it commits
-        # the index of an entry apart from its data. A batch of one leaves hardly a moment for it.
-        "--backend-batch-limit=1",
-        "--log-level=warn",
-    )
-    return ProcessPlan(role="etcd", region=None, id="etcd", argv=argv, address=address)
-
-
-def _control_plane(
-    options: MeshOptions, region: str, ports: Iterator[int], programs: Programs, *, etcd_url: str
-) -> ProcessPlan:
-    address = _address(ports)
-    replica_id = f"{region}-control-0"
-    config: dict[str, Any] = {
-        "listen": address,
-        "region": region,
-        "replica_id": replica_id,
-        "etcd": {"endpoints": [etcd_url]},
-        "drain_s": 1.0,
-    }
-    return _module(options, programs, "control-plane", "control_plane", replica_id, region, config)
-
-
-def _gateway(
-    options: MeshOptions, region: str, ports: Iterator[int], programs: Programs, *, control: str
-) -> tuple[ProcessPlan, str]:
-    grpc, http = _address(ports), _address(ports)
-    gateway_id = f"{region}-gateway-0"
-    folder = options.state_dir
-    config = {
-        "region": region,
-        "gateway_id": gateway_id,
-        "state_dir": str(folder / "gateways" / gateway_id),
-        "grpc": {"listen": grpc},
-        "http": {"listen": http},
-        "auth": {
-            "issuers": [
-                {
-                    "issuer": ISSUER,
-                    "audience": AUDIENCE,
-                    "jwks_file": str(folder / "keys" / "jwks.json"),
-                }
-            ]
-        },
-        "control_plane": {"endpoints": [control]},
-        "artifacts": {"url": str(folder / "artifacts" / region)},
-        "drain_s": DRAIN_S,
-    }
-    plan = _module(options, programs, "gateway", "gateway", gateway_id, region, config, grpc)
-    return plan, f"http://{http}"
-
-
-def _node(
-    options: MeshOptions,
-    region: str,
-    number: int,
-    ports: Iterator[int],
-    programs: Programs,
-    *,
-    control: str,
-) -> ProcessPlan:
-    node_id = f"{region}-node-{number}"
-    config = {
-        "node_id": node_id,
-        "region": region,
-        "listen": _address(ports),
-        "control_planes": [control],
-        "model": {
-            "source": options.model_source,
-            "manifest": options.model_manifest,
-            "cache_dir": str(options.state_dir / "weights-cache"),
-        },
-        "workers": {"threads": options.threads},
-        "drain_timeout_s": DRAIN_S,
-    }
-    return _module(options, programs, "node-agent", "node_agent", node_id, region, config)
-
-
-def _module(
-    options: MeshOptions,
-    programs: Programs,
-    role: Role,
-    module: str,
-    process_id: str,
-    region: str,
-    config: dict[str, Any],
-    address: str | None = None,
-) -> ProcessPlan:
-    config_file = options.state_dir / "config" / f"{process_id}.yaml"
-    ready_file = options.state_dir / "run" / f"{process_id}.json"
-    return ProcessPlan(
-        role=role,
-        region=region,
-        id=process_id,
-        argv=(programs.python, "-P", "-m", module, "--config", str(config_file)),
-        address=address or config["listen"],
-        config={**config, "ready_file": str(ready_file)},
-        config_file=config_file,
-        ready_file=ready_file,
-    )
-
-
-def _address(ports: Iterator[int]) -> str:
-    return f"127.0.0.1:{next(ports)}"
+    if layout not in ("shared", "separate"):
+        raise UsageError(f"--etcd must be shared or separate, not {layout!r}")
+    clusters = (GLOBAL, *regions) if layout == "separate" else (GLOBAL,)
+    found: dict[str, int] = {}
+    for text in (part.strip() for part in members.split(",") if part.strip()):
+        name, equals, number = text.rpartition("=")
+        if equals and name not in clusters:
+            raise UsageError(
+                f"--etcd-members: there is no etcd {name!r}", hint=f"use {', '.join(clusters)}"
+            )
+        if not number.isdigit() or int(number) not in _MEMBERS:
+            raise UsageError(
+                f"--etcd-members: a cluster has 1, 3 or 5 members, not {number!r}",
+                hint="such as --etcd-members 3 or --etcd-members global=3",
+            )
+        found.update(dict.fromkeys((name,) if equals else clusters, int(number)))
+    return found

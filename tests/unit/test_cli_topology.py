@@ -6,7 +6,8 @@ from reelmesh_cli.errors import UsageError
 from reelmesh_cli.mesh.keys import Tokens
 from reelmesh_cli.mesh.mesh_file import WorkerEntry, mesh_document
 from reelmesh_cli.mesh.node_health import NodeHealth
-from reelmesh_cli.mesh.topology import MeshOptions, Programs, check_options, plan_mesh
+from reelmesh_cli.mesh.parts import plan_mesh
+from reelmesh_cli.mesh.topology import MeshOptions, Programs, check_etcd, check_options
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_no_address_is_used_twice_and_each_finds_the_other(plan):
     for region in ("ap", "eu"):
         control = by_id[f"{region}-control-0"]
         gateway = by_id[f"{region}-gateway-0"]
-        assert control.config["etcd"]["endpoints"] == [plan.etcd_url]
+        assert control.config["etcd"]["endpoints"] == list(plan.etcd_urls)
         assert gateway.config["control_plane"]["endpoints"] == [control.address]
         for number in (0, 1):
             node = by_id[f"{region}-node-{number}"]
@@ -100,6 +101,74 @@ def test_options_that_cannot_be_are_refused(regions, nodes, named):
         check_options(regions, nodes)
 
 
+def test_replicas_and_separate_etcds_find_one_another(tmp_path):
+    options = MeshOptions(
+        regions=("ap", "eu"),
+        nodes_per_region=1,
+        gateways_per_region=2,
+        control_planes_per_region=2,
+        etcd="separate",
+        etcd_members={"global": 3},
+        state_dir=tmp_path,
+        model_source="/models/m",
+        threads=1,
+    )
+    programs = Programs(python="/bin/python", etcd="/bin/etcd")
+    plan = plan_mesh(options, ports=itertools.count(20_000), programs=programs)
+    etcds = [(each.id, each.region) for each in plan.of_role("etcd")]
+    assert etcds == [
+        ("global-etcd-0", None),
+        ("global-etcd-1", None),
+        ("global-etcd-2", None),
+        ("ap-etcd-0", "ap"),
+        ("eu-etcd-0", "eu"),
+    ]
+    initial = {each.argv[7] for each in plan.of_role("etcd")[:3]}
+    assert len(initial) == 1, "the members of a cluster agree on who they are"
+    assert initial.pop().count("http://") == 3
+    by_id = {each.id: each for each in plan.processes}
+    for region in ("ap", "eu"):
+        controls = [by_id[f"{region}-control-{number}"] for number in (0, 1)]
+        own = f"http://{by_id[f'{region}-etcd-0'].address}"
+        assert plan.regions[region].etcd == (own,)
+        assert all(each.config["etcd"]["endpoints"] == [own] for each in controls)
+        addresses = [each.address for each in controls]
+        for number in (0, 1):
+            gateway = by_id[f"{region}-gateway-{number}"]
+            assert gateway.config["control_plane"]["endpoints"] == addresses
+            assert plan.regions[region].gateways[number]["grpc"] == gateway.address
+        assert by_id[f"{region}-node-0"].config["control_planes"] == addresses
+    addresses = [each.address for each in plan.processes]
+    assert len(set(addresses)) == len(addresses)
+
+
+@pytest.mark.parametrize(
+    ("layout", "members", "found"),
+    [
+        ("shared", "", {}),
+        ("shared", "3", {"global": 3}),
+        ("separate", "3", {"global": 3, "ap": 3}),
+        ("separate", "1, global=3", {"global": 3, "ap": 1}),
+    ],
+)
+def test_etcd_members_are_read(layout, members, found):
+    assert check_etcd(layout, members, regions=("ap",)) == found
+
+
+@pytest.mark.parametrize(
+    ("layout", "members", "named"),
+    [
+        ("both", "", "'both'"),
+        ("shared", "ap=3", "no etcd 'ap'"),
+        ("separate", "ap=2", "1, 3 or 5"),
+        ("separate", "many", "'many'"),
+    ],
+)
+def test_etcds_that_cannot_be_are_refused(layout, members, named):
+    with pytest.raises(UsageError, match=named):
+        check_etcd(layout, members, regions=("ap",))
+
+
 def test_regions_are_read():
     assert check_options("ap, eu-west-1 ,", 1) == ("ap", "eu-west-1")
 
@@ -110,9 +179,13 @@ def test_the_mesh_file_has_the_promised_shape(plan):
     document = mesh_document(plan, pids=pids, workers=workers, tokens=Tokens("u", "o"))
     assert list(document) == ["regions", "processes", "etcd", "tokens", "ca"]
     assert document["tokens"] == {"user": "u", "operator": "o"}
-    assert document["etcd"] == [plan.etcd_url]
+    assert document["etcd"] == list(plan.etcd_urls)
     assert document["ca"] is None
-    assert set(document["regions"]["ap"]) == {"http", "grpc", "control_plane"}
+    region = document["regions"]["ap"]
+    assert {"http", "grpc", "control_plane"} <= set(region)
+    assert region["gateways"][0]["grpc"] == region["grpc"]
+    assert region["gateways"][0]["http"] == region["http"]
+    assert region["control_planes"][0]["address"] == region["control_plane"]
     rows = [(p["role"], p["region"], p["id"], p["pid"]) for p in document["processes"]]
     # Only what lives is listed, and a worker after its agent.
     assert rows == [

@@ -1,0 +1,196 @@
+"""The processes of a plan, one by one: commands, settings and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from reelmesh_cli.mesh.topology import (
+    AUDIENCE,
+    DRAIN_S,
+    GLOBAL,
+    ISSUER,
+    MeshOptions,
+    MeshPlan,
+    ProcessPlan,
+    Programs,
+    RegionAddresses,
+    Role,
+)
+
+
+def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs) -> MeshPlan:
+    """Plans the etcds and, per region, control planes, gateways and node agents.
+
+    Args:
+        options: What was asked for.
+        ports: Free ports, as many as are taken from it.
+        programs: What is run.
+    """
+    parts = _Parts(options, ports, programs)
+    processes = parts.etcd(GLOBAL)
+    shared = _urls(processes)
+    regions = {}
+    for name in options.regions:
+        own = parts.etcd(name) if options.etcd == "separate" else []
+        etcd = _urls(own) or shared
+        controls = [
+            parts.control_plane(name, number, etcd=etcd, shared=shared)
+            for number in range(options.control_planes_per_region)
+        ]
+        addresses = [each.address for each in controls]
+        gateways = [
+            parts.gateway(name, number, controls=addresses)
+            for number in range(options.gateways_per_region)
+        ]
+        nodes = [
+            parts.node(name, number, controls=addresses)
+            for number in range(options.nodes_per_region)
+        ]
+        processes += [*own, *controls, *gateways, *nodes]
+        regions[name] = RegionAddresses(
+            http=gateways[0].addresses["http"],
+            grpc=gateways[0].address,
+            control_plane=addresses[0],
+            gateways=tuple(
+                {"id": each.id, "grpc": each.address, **each.addresses} for each in gateways
+            ),
+            control_planes=tuple(
+                {"id": each.id, "address": each.address, **each.addresses} for each in controls
+            ),
+            etcd=etcd,
+        )
+    return MeshPlan(options=options, etcd_urls=shared, regions=regions, processes=tuple(processes))
+
+
+def _urls(etcds: Sequence[ProcessPlan]) -> tuple[str, ...]:
+    return tuple(f"http://{each.address}" for each in etcds)
+
+
+class _Parts:
+    """Makes the plans of single processes."""
+
+    def __init__(self, options: MeshOptions, ports: Iterator[int], programs: Programs) -> None:
+        self._options = options
+        self._ports = ports
+        self._programs = programs
+
+    def etcd(self, cluster: str) -> list[ProcessPlan]:
+        """The members of a cluster."""
+        members = self._options.etcd_members.get(cluster, 1)
+        if self._options.etcd == "shared":
+            names = [f"etcd-{n}" for n in range(members)] if members > 1 else ["etcd"]
+        else:
+            names = [f"{cluster}-etcd-{number}" for number in range(members)]
+        peers = {name: f"http://{self._address()}" for name in names}
+        region = None if cluster == GLOBAL else cluster
+        return [self._member(name, peers, region) for name in names]
+
+    def _member(self, name: str, peers: dict[str, str], region: str | None) -> ProcessPlan:
+        address = self._address()
+        argv = (
+            self._programs.etcd,
+            f"--name={name}",
+            f"--data-dir={self._options.state_dir / name}",
+            f"--listen-client-urls=http://{address}",
+            f"--advertise-client-urls=http://{address}",
+            f"--listen-peer-urls={peers[name]}",
+            f"--initial-advertise-peer-urls={peers[name]}",
+            "--initial-cluster=" + ",".join(f"{each}={url}" for each, url in peers.items()),
+            "--auto-compaction-mode=periodic",
+            "--auto-compaction-retention=1h",
+            # etcd before 3.5.3, and PyPI's is 3.5.1, may lose an applied entry at a kill: it
+            # commits the index of an entry apart from its data. A batch of one leaves hardly a
+            # moment for it.
+            "--backend-batch-limit=1",
+            "--log-level=warn",
+        )
+        return ProcessPlan(role="etcd", region=region, id=name, argv=argv, address=address)
+
+    def control_plane(
+        self, region: str, number: int, *, etcd: Sequence[str], shared: Sequence[str]
+    ) -> ProcessPlan:
+        """One replica of a region's control plane."""
+        replica_id = f"{region}-control-{number}"
+        config: dict[str, Any] = {
+            "listen": self._address(),
+            "region": region,
+            "replica_id": replica_id,
+            "etcd": {"endpoints": list(etcd)},
+            "global_etcd": {"endpoints": list(shared)},
+            "drain_s": 1.0,
+        }
+        return self._module("control-plane", "control_plane", replica_id, region, config)
+
+    def gateway(self, region: str, number: int, *, controls: Sequence[str]) -> ProcessPlan:
+        """One gateway of a region; those of a region share their artifacts."""
+        grpc, http = self._address(), self._address()
+        gateway_id = f"{region}-gateway-{number}"
+        folder = self._options.state_dir
+        config = {
+            "region": region,
+            "gateway_id": gateway_id,
+            "state_dir": str(folder / "gateways" / gateway_id),
+            "grpc": {"listen": grpc},
+            "http": {"listen": http},
+            "auth": {
+                "issuers": [
+                    {
+                        "issuer": ISSUER,
+                        "audience": AUDIENCE,
+                        "jwks_file": str(folder / "keys" / "jwks.json"),
+                    }
+                ]
+            },
+            "control_plane": {"endpoints": list(controls)},
+            "artifacts": {"url": str(folder / "artifacts" / region)},
+            "drain_s": DRAIN_S,
+        }
+        return self._module(
+            "gateway", "gateway", gateway_id, region, config, grpc, {"http": f"http://{http}"}
+        )
+
+    def node(self, region: str, number: int, *, controls: Sequence[str]) -> ProcessPlan:
+        """One node agent of a region."""
+        node_id = f"{region}-node-{number}"
+        config = {
+            "node_id": node_id,
+            "region": region,
+            "listen": self._address(),
+            "control_planes": list(controls),
+            "model": {
+                "source": self._options.model_source,
+                "manifest": self._options.model_manifest,
+                "cache_dir": str(self._options.state_dir / "weights-cache"),
+            },
+            "workers": {"threads": self._options.threads},
+            "drain_timeout_s": DRAIN_S,
+        }
+        return self._module("node-agent", "node_agent", node_id, region, config)
+
+    def _module(
+        self,
+        role: Role,
+        module: str,
+        process_id: str,
+        region: str,
+        config: dict[str, Any],
+        address: str | None = None,
+        addresses: dict[str, str] | None = None,
+    ) -> ProcessPlan:
+        config_file = self._options.state_dir / "config" / f"{process_id}.yaml"
+        ready_file = self._options.state_dir / "run" / f"{process_id}.json"
+        return ProcessPlan(
+            role=role,
+            region=region,
+            id=process_id,
+            argv=(self._programs.python, "-P", "-m", module, "--config", str(config_file)),
+            address=address or config["listen"],
+            config={**config, "ready_file": str(ready_file)},
+            config_file=config_file,
+            ready_file=ready_file,
+            addresses=addresses or {},
+        )
+
+    def _address(self) -> str:
+        return f"127.0.0.1:{next(self._ports)}"
