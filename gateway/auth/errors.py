@@ -16,12 +16,14 @@
     ├── WrongAudience       aud does not name this service
     └── BadClaims           a claim that must be there is missing or ill-formed
 
+They are what :mod:`reelkit.tokens.errors` tells apart, as answers of this gateway.
 No message holds any part of the token.
 """
 
 from __future__ import annotations
 
 from gateway.errors import Unauthenticated
+from reelkit.tokens.errors import TokenError
 
 
 class MissingToken(Unauthenticated):
@@ -94,3 +96,11 @@ class BadClaims(Unauthenticated):
     """A claim that must be there is missing or ill-formed."""
 
     code = "bad_claims"
+
+
+_BY_CODE = {kind.code: kind for kind in Unauthenticated.__subclasses__()}
+
+
+def refusal_of(error: TokenError) -> Unauthenticated:
+    """The same cause as an answer of this gateway."""
+    return _BY_CODE.get(error.code, Unauthenticated)(error.message)

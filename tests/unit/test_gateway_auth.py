@@ -13,10 +13,12 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from gateway.auth import errors as auth_errors
 from gateway.auth.config import AuthConfig, IssuerConfig
-from gateway.auth.tokens import MAX_REMEMBERED, TokenVerifier
+from gateway.auth.tokens import TokenVerifier
 from gateway.errors import Unauthenticated
 from reelkit.clock import ManualClock
 from reelkit.settings import ConfigError
+from reelkit.tokens.errors import TokenError
+from reelkit.tokens.verifier import MAX_REMEMBERED
 from tests.support.tokens import AUDIENCE, ISSUER, TokenIssuer
 
 NOW_S = 1_700_000_000.0
@@ -208,7 +210,7 @@ async def test_a_remembered_token_still_expires(verifier, issuer, clock):
 async def test_memory_of_tokens_is_bounded(verifier, issuer):
     for number in range(MAX_REMEMBERED + 5):
         await verifier.verify(f"Bearer {issue(issuer, jti=str(number))}")
-    assert len(verifier._remembered) == MAX_REMEMBERED
+    assert len(verifier._jwt._remembered) == MAX_REMEMBERED
 
 
 async def test_audience_may_be_one_of_several(verifier, issuer):
@@ -399,3 +401,10 @@ def test_an_issuer_is_listed_once():
 def test_there_is_no_way_to_configure_no_issuer():
     with pytest.raises(ValueError, match="at least 1"):
         AuthConfig(issuers=())
+
+
+@pytest.mark.parametrize("kind", TokenError.__subclasses__())
+def test_every_cause_of_the_kit_is_an_answer_of_the_gateway(kind):
+    refusal = auth_errors.refusal_of(kind("why"))
+    assert (refusal.code, refusal.message) == (kind.code, "why")
+    assert type(refusal) is not Unauthenticated

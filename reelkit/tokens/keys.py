@@ -15,8 +15,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.exceptions import PyJWTError
 
-from gateway.auth.config import IssuerConfig
 from reelkit.settings import ConfigError
+from reelkit.tokens.config import IssuerSettings
 
 ASYMMETRIC_ALGORITHMS = frozenset(
     {
@@ -79,7 +79,7 @@ class SharedSecret:
         return self._key
 
 
-def open_key_source(config: IssuerConfig) -> KeySource:
+def open_key_source(config: IssuerSettings) -> KeySource:
     """Reads the keys that an issuer is configured with.
 
     Raises:

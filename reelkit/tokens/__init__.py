@@ -1,0 +1,1 @@
+"""Bearer tokens that are signed JWTs: whose hold, and what they say."""
