@@ -3,6 +3,7 @@
     ControlPlaneError
     ├── InvalidRequestError          a field of a request breaks a rule
     │   └── RecordTooLargeError      a record would pass the store's limit
+    ├── NotFoundError                nothing of that name is known
     ├── SupersededError              another stream took the record over
     ├── NotReadyError                this replica has not read the store yet
     └── StoreError
@@ -62,6 +63,12 @@ class RecordTooLargeError(InvalidRequestError):
             f"takes {size_bytes} bytes in the store, the limit is {limit_bytes}; "
             "shorten its texts or its lists",
         )
+
+
+class NotFoundError(ControlPlaneError):
+    """Nothing of that name is known here; the message says what there is, where it may."""
+
+    code = "NOT_FOUND"
 
 
 class SupersededError(ControlPlaneError):
@@ -162,6 +169,7 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     ControlPlaneError: Answer(grpc.StatusCode.INTERNAL, "internal error"),
     InvalidRequestError: Answer(grpc.StatusCode.INVALID_ARGUMENT),
     RecordTooLargeError: Answer(grpc.StatusCode.INVALID_ARGUMENT),
+    NotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
     SupersededError: Answer(grpc.StatusCode.ABORTED),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),
     StoreError: Answer(grpc.StatusCode.INTERNAL, "the control plane's store failed"),

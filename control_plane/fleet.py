@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 from typing import TypeVar
 
 import structlog
@@ -43,6 +44,11 @@ class FleetView:
         # Rises when what watchers know is void.
         self.epoch = 0
         self._changed = asyncio.Event()
+
+    @property
+    def nodes(self) -> Collection[cp.NodeRecord]:
+        """Every node's record; not to be changed."""
+        return self._nodes.values()
 
     @property
     def node_count(self) -> int:

@@ -8,6 +8,14 @@
     <prefix>/<region>/desired/<node id>           DesiredNodeState, under no lease
     <prefix>/<region>/writers/<replica id>/<n>    slots of store.writer.FencedWriter
 
+In the global store, which may be the same etcd:
+
+    <prefix>/global/regions/summaries/<region>/<replica id>
+                                                  RegionSummary, under the replica's lease
+    <prefix>/global/regions/policies/<region>     RegionPolicy, under no lease
+    <prefix>/global/writers/<region>/<replica id>/<n>
+                                                  slots, as above
+
 Values are protobuf messages of reelmesh.v1, below 16 KiB each. Nodes and models share
 the prefix ``fleet/``, so that one watch delivers both in the order of their revisions:
 no node is seen before the models it names.
@@ -47,3 +55,26 @@ class Keys:
     def writer_slots(self, replica_id: str) -> str:
         """Prefix of a replica's slot keys."""
         return f"{self._writers}{replica_id}/"
+
+
+class GlobalKeys:
+    """The keys that all regions share."""
+
+    def __init__(self, *, prefix: str) -> None:
+        base = f"{prefix.rstrip('/')}/global/"
+        self.regions = base + "regions/"
+        self.summaries = self.regions + "summaries/"
+        self.policies = self.regions + "policies/"
+        self._writers = base + "writers/"
+
+    def summary(self, region: str, replica_id: str) -> str:
+        """A replica's summary of its region."""
+        return f"{self.summaries}{region}/{replica_id}"
+
+    def policy(self, region: str) -> str:
+        """What operators want of a region."""
+        return self.policies + region
+
+    def writer_slots(self, region: str, replica_id: str) -> str:
+        """Prefix of a replica's slot keys; replica ids are unique in their region alone."""
+        return f"{self._writers}{region}/{replica_id}/"

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reelmesh.v1 import node_pb2 as reelmesh_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18reelmesh/v1/region.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16reelmesh/v1/node.proto\"f\n\x0eGatewayAddress\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\"\xea\x01\n\rRegionSummary\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x13\n\x0bready_nodes\x18\x02 \x01(\r\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x13\n\x0bknown_nodes\x18\x04 \x01(\r\x12)\n\x06models\x18\x05 \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12-\n\x08gateways\x18\x06 \x03(\x0b\x32\x1b.reelmesh.v1.GatewayAddress\x12.\n\nchanged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"t\n\x0cRegionPolicy\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nchanged_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\"t\n\nRegionView\x12\x0e\n\x06region\x18\x01 \x01(\t\x12+\n\x07summary\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.RegionSummary\x12)\n\x06policy\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.RegionPolicyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18reelmesh/v1/region.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16reelmesh/v1/node.proto\"f\n\x0eGatewayAddress\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\"\x81\x02\n\rRegionSummary\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x13\n\x0bready_nodes\x18\x02 \x01(\r\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x13\n\x0bknown_nodes\x18\x04 \x01(\r\x12)\n\x06models\x18\x05 \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12-\n\x08gateways\x18\x06 \x03(\x0b\x32\x1b.reelmesh.v1.GatewayAddress\x12.\n\nchanged_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rfleet_version\x18\x08 \x01(\x04\"t\n\x0cRegionPolicy\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12.\n\nchanged_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\"t\n\nRegionView\x12\x0e\n\x06region\x18\x01 \x01(\t\x12+\n\x07summary\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.RegionSummary\x12)\n\x06policy\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.RegionPolicyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GATEWAYADDRESS']._serialized_start=98
   _globals['_GATEWAYADDRESS']._serialized_end=200
   _globals['_REGIONSUMMARY']._serialized_start=203
-  _globals['_REGIONSUMMARY']._serialized_end=437
-  _globals['_REGIONPOLICY']._serialized_start=439
-  _globals['_REGIONPOLICY']._serialized_end=555
-  _globals['_REGIONVIEW']._serialized_start=557
-  _globals['_REGIONVIEW']._serialized_end=673
+  _globals['_REGIONSUMMARY']._serialized_end=460
+  _globals['_REGIONPOLICY']._serialized_start=462
+  _globals['_REGIONPOLICY']._serialized_end=578
+  _globals['_REGIONVIEW']._serialized_start=580
+  _globals['_REGIONVIEW']._serialized_end=696
 # @@protoc_insertion_point(module_scope)

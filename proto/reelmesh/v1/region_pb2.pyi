@@ -65,10 +65,15 @@ class RegionSummary(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     GATEWAYS_FIELD_NUMBER: _builtins.int
     CHANGED_AT_FIELD_NUMBER: _builtins.int
+    FLEET_VERSION_FIELD_NUMBER: _builtins.int
     region: _builtins.str
     ready_nodes: _builtins.int
     ready_workers: _builtins.int
     known_nodes: _builtins.int
+    fleet_version: _builtins.int
+    """The regional store's revision it was made from: of two replicas' summaries the
+    greater one is the newer.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_node_pb2.ModelVersion]: ...
     @_builtins.property
@@ -87,10 +92,11 @@ class RegionSummary(_message.Message):
         models: _abc.Iterable[_node_pb2.ModelVersion] | None = ...,
         gateways: _abc.Iterable[Global___GatewayAddress] | None = ...,
         changed_at: _timestamp_pb2.Timestamp | None = ...,
+        fleet_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "gateways", b"gateways", "known_nodes", b"known_nodes", "models", b"models", "ready_nodes", b"ready_nodes", "ready_workers", b"ready_workers", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "fleet_version", b"fleet_version", "gateways", b"gateways", "known_nodes", b"known_nodes", "models", b"models", "ready_nodes", b"ready_nodes", "ready_workers", b"ready_workers", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
