@@ -1,0 +1,1 @@
+"""The other regions as this gateway sees them, and which of them a job should go to."""
