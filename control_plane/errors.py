@@ -6,6 +6,11 @@
     ├── NotFoundError                nothing of that name is known
     ├── SupersededError              another stream took the record over
     ├── NotReadyError                this replica has not read the store yet
+    ├── NotLeaderError               another replica leads, or nobody does
+    ├── NodeNotFoundError            no node of that name is known
+    ├── UnauthenticatedError         an operator's call without a token that holds
+    ├── PermissionDeniedError        its token lacks the scope
+    ├── NoGlobalStoreError           a question of regions, and there is no global store
     └── StoreError
         ├── StoreUnavailableError    no answer; nothing was written
         ├── OutcomeUnknownError      a write may or may not have been applied
@@ -83,6 +88,41 @@ class NotReadyError(ControlPlaneError):
 
     code = "NOT_READY"
     retryable = True
+
+
+class NotLeaderError(ControlPlaneError):
+    """This replica does not lead (any more); what it meant to write was not written."""
+
+    code = "NOT_LEADER"
+    retryable = True
+
+
+class NodeNotFoundError(ControlPlaneError):
+    """No node of that name is known in the region, nor was one a short while ago."""
+
+    code = "NODE_NOT_FOUND"
+
+
+class UnauthenticatedError(ControlPlaneError):
+    """The call has no token that holds; ``cause`` is the stable code of the reason."""
+
+    code = "UNAUTHENTICATED"
+
+    def __init__(self, message: str, *, cause: str = "unauthenticated") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class PermissionDeniedError(ControlPlaneError):
+    """The token is good and lacks the scope."""
+
+    code = "PERMISSION_DENIED"
+
+
+class NoGlobalStoreError(ControlPlaneError):
+    """This control plane has no global store, so it knows of no other region."""
+
+    code = "NO_GLOBAL_STORE"
 
 
 class StoreError(ControlPlaneError):
@@ -172,6 +212,11 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     NotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
     SupersededError: Answer(grpc.StatusCode.ABORTED),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),
+    NotLeaderError: Answer(grpc.StatusCode.UNAVAILABLE),
+    NodeNotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
+    UnauthenticatedError: Answer(grpc.StatusCode.UNAUTHENTICATED),
+    PermissionDeniedError: Answer(grpc.StatusCode.PERMISSION_DENIED),
+    NoGlobalStoreError: Answer(grpc.StatusCode.FAILED_PRECONDITION),
     StoreError: Answer(grpc.StatusCode.INTERNAL, "the control plane's store failed"),
     StoreUnavailableError: Answer(grpc.StatusCode.UNAVAILABLE, _STORE_AWAY),
     OutcomeUnknownError: Answer(grpc.StatusCode.UNAVAILABLE, _STORE_AWAY),

@@ -6,6 +6,10 @@
     <prefix>/<region>/gateways/<gateway id>       GatewayHello (lease_id 0), under the
                                                   gateway's lease
     <prefix>/<region>/desired/<node id>           DesiredNodeState, under no lease
+    <prefix>/<region>/departed/<node id>          NodeRecord of a node that is gone, with why;
+                                                  under no lease, removed when it is back
+    <prefix>/<region>/history/<node id>           NodeHistory, under no lease
+    <prefix>/<region>/leader                      who leads; see control_plane.election
     <prefix>/<region>/writers/<replica id>/<n>    slots of store.writer.FencedWriter
 
 In the global store, which may be the same etcd:
@@ -34,6 +38,9 @@ class Keys:
         self.models = self.fleet + "models/"
         self.gateways = base + "gateways/"
         self.desired_states = base + "desired/"
+        self.departed_nodes = base + "departed/"
+        self.histories = base + "history/"
+        self.leader = base + "leader"
         self._writers = base + "writers/"
 
     def node(self, node_id: str) -> str:
@@ -52,6 +59,14 @@ class Keys:
         """What a node should be."""
         return self.desired_states + node_id
 
+    def departed(self, node_id: str) -> str:
+        """What is left of a node that is gone."""
+        return self.departed_nodes + node_id
+
+    def history(self, node_id: str) -> str:
+        """How a node's state changed."""
+        return self.histories + node_id
+
     def writer_slots(self, replica_id: str) -> str:
         """Prefix of a replica's slot keys."""
         return f"{self._writers}{replica_id}/"
@@ -65,6 +80,9 @@ class GlobalKeys:
         self.regions = base + "regions/"
         self.summaries = self.regions + "summaries/"
         self.policies = self.regions + "policies/"
+        self.departed_nodes = base + "departed/"
+        self.histories = base + "history/"
+        self.leader = base + "leader"
         self._writers = base + "writers/"
 
     def summary(self, region: str, replica_id: str) -> str:
@@ -74,6 +92,14 @@ class GlobalKeys:
     def policy(self, region: str) -> str:
         """What operators want of a region."""
         return self.policies + region
+
+    def departed(self, node_id: str) -> str:
+        """What is left of a node that is gone."""
+        return self.departed_nodes + node_id
+
+    def history(self, node_id: str) -> str:
+        """How a node's state changed."""
+        return self.histories + node_id
 
     def writer_slots(self, region: str, replica_id: str) -> str:
         """Prefix of a replica's slot keys; replica ids are unique in their region alone."""
