@@ -7,7 +7,6 @@
     ├── SupersededError              another stream took the record over
     ├── NotReadyError                this replica has not read the store yet
     ├── NotLeaderError               another replica leads, or nobody does
-    ├── NodeNotFoundError            no node of that name is known
     ├── UnauthenticatedError         an operator's call without a token that holds
     ├── PermissionDeniedError        its token lacks the scope
     ├── NoGlobalStoreError           a question of regions, and there is no global store
@@ -95,12 +94,6 @@ class NotLeaderError(ControlPlaneError):
 
     code = "NOT_LEADER"
     retryable = True
-
-
-class NodeNotFoundError(ControlPlaneError):
-    """No node of that name is known in the region, nor was one a short while ago."""
-
-    code = "NODE_NOT_FOUND"
 
 
 class UnauthenticatedError(ControlPlaneError):
@@ -213,7 +206,6 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     SupersededError: Answer(grpc.StatusCode.ABORTED),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),
     NotLeaderError: Answer(grpc.StatusCode.UNAVAILABLE),
-    NodeNotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
     UnauthenticatedError: Answer(grpc.StatusCode.UNAUTHENTICATED),
     PermissionDeniedError: Answer(grpc.StatusCode.PERMISSION_DENIED),
     NoGlobalStoreError: Answer(grpc.StatusCode.FAILED_PRECONDITION),
