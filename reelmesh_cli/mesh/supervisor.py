@@ -107,6 +107,14 @@ class Mesh:
         """Where mesh.json lies."""
         return self.plan.options.state_dir / MESH_FILE
 
+    def pid_of(self, process_id: str) -> int | None:
+        """The process id of a plan's process or a worker that lives and is known to listen."""
+        agent, slash, _ = process_id.partition("/")
+        if slash:
+            workers = self._workers.get(agent, ())
+            return next((each.pid for each in workers if each.id == process_id), None)
+        return self._children[process_id].pid if process_id in self._listening else None
+
     async def bring_up(self) -> None:
         """Starts every process and returns once every gateway serves its region.
 
