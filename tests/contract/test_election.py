@@ -277,10 +277,7 @@ async def late_write(candidate, reign):
 
 
 async def test_a_stopped_process_loses_its_late_writes(tmp_path):
-    async with running_etcd(tmp_path) as etcd:
-        from tests.support.stores import etcd_store
-
-        async with etcd_store(etcd.endpoint) as store:
+    async with running_etcd(tmp_path) as etcd, etcd_store(etcd.endpoint) as store:
         group = [CandidateProcess(etcd.endpoint, name) for name in ("a", "b")]
         try:
             for _ in range(2):
