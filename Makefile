@@ -2,6 +2,7 @@
 #   make demo     install, start a two-region mesh, make one video, stop the mesh
 #   make test     install, run all tests
 #   make check    lint, types, import contracts, protos, file sizes
+#   make chaos    faults of every kind on a whole mesh; MINUTES=30 SEED=1
 #   make bench    the benchmarks' tables (nginx from your system's packages, if it is there)
 
 PYTHON ?= python3
@@ -11,10 +12,10 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contracts protos protos-check fmt lock bench eval-demo clean
+.PHONY: help demo test chaos check lint types contracts protos protos-check fmt lock bench eval-demo clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Reelmesh needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
@@ -68,6 +69,12 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.memory
+
+# Faults of every kind on a whole mesh for MINUTES; see tests/chaos/README.md.
+MINUTES ?= 30
+SEED ?= 1
+chaos: $(VENV)/.test
+	CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/python -m pytest tests/chaos -s
 
 # The demo model's figures over 200 held-out prompts; some ten minutes on two cores.
 eval-demo: $(VENV)/.test
