@@ -218,7 +218,7 @@ class ExecutionTable:
     def _on_progress(self, execution: Execution, event: ProgressEvent, *, now_s: float) -> None:
         execution.progress = max(execution.progress, progress_fraction(event))
         if event.stage == STAGE_DENOISE:
-            if execution.last_step_s is not None:
+            if execution.last_step_s is not None and not execution.canary:
                 self.speed.observe_step(now_s - execution.last_step_s)
             execution.last_step_s = now_s
 
@@ -227,7 +227,8 @@ class ExecutionTable:
         # The worker knows only how long it waited there, not here.
         event.timings.queue_s = (execution.started_s or now_s) - execution.admitted_s
         # Only now: a run that failed held the device for less than its units.
-        self.speed.observe(execution.units, execution.device_s)
+        if not execution.canary:
+            self.speed.observe(execution.units, execution.device_s)
 
     # --- what time does ---
 
@@ -328,6 +329,7 @@ class ExecutionTable:
             units=work_units(request.spec),
             admitted_s=now_s,
             traceparent=traceparent,
+            canary=request.canary,
             # Until its stream attaches: a caller that vanished at once must not hold a slot.
             orphaned_s=now_s,
         )

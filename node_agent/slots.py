@@ -49,6 +49,8 @@ class Execution:
     worker_id: str = ""
     traceparent: str = ""
     deadline_at_s: float | None = None
+    canary: bool = False
+    """A test of the node: its time says nothing of what clients' jobs take."""
     log: EventLog = field(default_factory=EventLog)
     phase: Phase = Phase.WAITING
     outcome: str = ""
