@@ -1,0 +1,1 @@
+"""Whether a node can take work: what is known of it, and what follows."""
