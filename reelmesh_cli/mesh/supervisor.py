@@ -115,6 +115,10 @@ class Mesh:
             return next((each.pid for each in workers if each.id == process_id), None)
         return self._children[process_id].pid if process_id in self._listening else None
 
+    def node_is_ready(self, node_id: str) -> bool:
+        """Whether a node agent said so last."""
+        return self._nodes.get(node_id, NodeHealth()).ready
+
     async def bring_up(self) -> None:
         """Starts every process and returns once every gateway serves its region.
 

@@ -43,3 +43,17 @@ async def hashes(urls: Sequence[str], *, within_s: float) -> list[tuple[object, 
         if asyncio.get_running_loop().time() > deadline_s:
             return found
         await asyncio.sleep(0.1)
+
+
+def leader(urls: Sequence[str]) -> str:
+    """The URL of the member that leads.
+
+    Raises:
+        LookupError: No member says that it does.
+    """
+    for url in urls:
+        answer = _post(url, "/v3/maintenance/status")
+        header = answer.get("header")
+        if isinstance(header, dict) and header.get("member_id") == answer.get("leader"):
+            return url
+    raise LookupError("no member leads")
