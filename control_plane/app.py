@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from grpc import aio
@@ -20,7 +20,12 @@ from control_plane.attach_gateway import GatewayAttachment
 from control_plane.attach_stream import Leasing
 from control_plane.config import ControlPlaneConfig
 from control_plane.desired import DesiredStates
+from control_plane.election import Election, campaigning
 from control_plane.fleet import FleetView
+from control_plane.health.canary import GrpcCanaryRunner
+from control_plane.health.probe import GrpcProber
+from control_plane.health.watch import HealthWatch
+from control_plane.history import HistoryKeeper
 from control_plane.keys import Keys
 from control_plane.metrics import Metrics
 from control_plane.model_sweep import ModelSweep
@@ -52,6 +57,7 @@ class ControlPlaneApp:
         server: aio.Server,
         health_service: health.aio.HealthServicer,
         stop_streams: Callable[[], None],
+        resign: Callable[[], Awaitable[None]],
         drain_s: float,
         ready: asyncio.Event,
     ) -> None:
@@ -63,6 +69,7 @@ class ControlPlaneApp:
         self._server = server
         self._health = health_service
         self._stop_streams = stop_streams
+        self._resign = resign
         self._drain_s = drain_s
 
     async def serve(self) -> None:
@@ -72,12 +79,13 @@ class ControlPlaneApp:
             raise self._scope.failure
 
     async def drain(self) -> None:
-        """Fails readiness, sends attached agents elsewhere, and stops listening.
+        """Fails readiness, resigns, sends attached agents elsewhere, and stops listening.
 
         Leases are left as they are: an agent that attaches to another replica within
         its lease is never seen to go.
         """
         await self._health.enter_graceful_shutdown()
+        await self._resign()
         self._stop_streams()
         await self._server.stop(self._drain_s)
 
@@ -118,12 +126,32 @@ async def build_app(
             on_lost_lease=metrics.count_lost_lease,
         )
         view, desired = FleetView(keys=keys), DesiredStates(keys=keys)
+        health = HealthWatch(
+            rules=config.health, prober=GrpcProber(), runner=GrpcCanaryRunner(), clock=clock
+        )
+        election = Election(
+            store=store,
+            writer=writer,
+            key=keys.leader,
+            identity=config.replica_id,
+            clock=clock,
+            ttl_s=config.election.ttl_s,
+        )
+        histories = HistoryKeeper(
+            store=store,
+            keys=keys,
+            clock=clock,
+            lease_ttl_s=config.lease_ttl_s,
+            max_share=config.health.max_share,
+            relist_s=config.fleet.relist_s,
+        )
         nodes = NodeAttachment(
             region=config.region,
             replica_id=config.replica_id,
             keys=keys,
             leasing=leasing,
             desired=desired,
+            health=health,
         )
         gateways = GatewayAttachment(
             region=config.region, replica_id=config.replica_id, keys=keys, leasing=leasing
@@ -150,6 +178,8 @@ async def build_app(
         _add_gauges(metrics, view=view, nodes=nodes, gateways=gateways, watchers=watchers)
         sweep = ModelSweep(view=view, store=store, writer=writer, keys=keys, clock=clock)
         scope.spawn(sweep.run(), name="model sweep")
+        await stack.enter_async_context(campaigning(election, scope))
+        scope.spawn(election.lead(histories.keep, name="histories"), name="histories")
         ready = asyncio.Event()
         for prefix, apply in ((keys.fleet, view.apply), (keys.desired_states, desired.apply)):
             mirror = Mirror(store, prefix, clock=clock, relist_s=config.fleet.relist_s)
@@ -161,6 +191,7 @@ async def build_app(
             server=server,
             health_service=health_service,
             stop_streams=stop_streams,
+            resign=election.resign,
             drain_s=config.drain_s,
             ready=ready,
         )

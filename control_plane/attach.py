@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from typing import Any
 
 import structlog
+from google.protobuf import timestamp_pb2
 from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1 import node_pb2
 
 from control_plane.attach_stream import AttachStream, Leasing, OpenStreams, first_request
 from control_plane.desired import DesiredStates
 from control_plane.errors import InvalidRequestError, StoreError
+from control_plane.health.assess import Assessment
+from control_plane.health.track import NodeTrack
+from control_plane.health.watch import HealthWatch, NodeWatch
+from control_plane.history import falls_ago_s
 from control_plane.keys import Keys
-from control_plane.records import encode_node, model_puts, node_record, worth_writing
+from control_plane.records import (
+    decoded_node,
+    departed_record,
+    encode_node,
+    model_puts,
+    node_record,
+    worth_writing,
+)
+from control_plane.store.port import Put
 from control_plane.validation import check_node_hello, check_node_status
 
 _log = structlog.get_logger("control_plane.attach")
@@ -30,8 +44,10 @@ class NodeAttachment:
         keys: Keys,
         leasing: Leasing,
         desired: DesiredStates,
+        health: HealthWatch,
     ) -> None:
         self.streams = OpenStreams()
+        self._health = health
         self._region = region
         self._replica_id = replica_id
         self._keys = keys
@@ -61,6 +77,7 @@ class NodeAttachment:
             leasing=self._leasing,
             streams=self.streams,
             desired=self._desired,
+            health=self._health,
         )
         await stream.open()
         with self._desired.waking(stream.wake):
@@ -79,6 +96,7 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         leasing: Leasing,
         streams: OpenStreams,
         desired: DesiredStates,
+        health: HealthWatch,
     ) -> None:
         super().__init__(
             name=f"attach/{hello.node_id}",
@@ -89,12 +107,26 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         )
         self._hello = hello
         self._replica_id = replica_id
+        self._keys = keys
+        self._leasing = leasing
         self._desired = desired
+        self._health = health
         self._told: cp.DesiredNodeState | None = None
-        self._record = node_record(hello, hello.status)
+        self._welcomed = False
 
     async def open(self) -> None:
         """Puts the node in the store, under its earlier lease where that still lasts."""
+        before = await self._before()
+        self._track = NodeTrack(
+            rules=self._health.rules,
+            lease_ttl_s=self._leasing.ttl_s,
+            status=self._hello.status,
+            now_s=self._leasing.clock.monotonic(),
+            before=before.state,
+            before_reason=before.reason,
+        )
+        self._record = before
+        self._take(self._track.now)
         await self.session.open(encode_node(self._record), lease_id=self._hello.lease_id)
         _log.info(
             "node attached",
@@ -103,9 +135,24 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
             kept_lease=self.session.record.lease_id == self._hello.lease_id,
         )
 
+    async def _before(self) -> cp.NodeRecord:
+        """What another replica judged of this life of the node, or nothing.
+
+        A node that moves between replicas must not change its state for it.
+        """
+        found = await self._leasing.store.get(self._keys.node(self._hello.node_id))
+        record = decoded_node(found.value) if found is not None else None
+        if record is None or record.incarnation != self._hello.incarnation:
+            return cp.NodeRecord()
+        return record
+
     def responses(self) -> list[cp.AttachResponse]:
         news = []
         if self.lease_news():
+            if self._welcomed:
+                # The lease ran out under it: for everybody else it was gone for a moment.
+                self._track.fell(now_s=self._leasing.clock.monotonic())
+            self._welcomed = True
             welcome = cp.AttachWelcome(
                 lease_id=self.session.record.lease_id,
                 lease_ttl_s=self.session.record.ttl_s,
@@ -122,16 +169,70 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         if request.WhichOneof("message") != "status":
             raise InvalidRequestError("message", "must be a status after the hello")
         check_node_status(request.status, hello=self._hello)
-        record = node_record(self._hello, request.status)
-        if worth_writing(self._record, record):
-            self._record = record
+        now_s = self._leasing.clock.monotonic()
+        self._take(self._track.reported(request.status, now_s=now_s))
         self.session.report(encode_node(self._record))
+
+    def background(self) -> Sequence[Coroutine[Any, Any, None]]:
+        watch = NodeWatch(
+            self._health,
+            node_id=self._hello.node_id,
+            address=self._hello.address,
+            models=self._hello.models,
+            track=self._track,
+            on_change=self._revise,
+        )
+        return (self._recall(), watch.run())
+
+    async def _recall(self) -> None:
+        """Learns from the node's history how often it fell of late."""
+        window_s = self._health.rules.flapping.window_s
+        try:
+            found = await self._leasing.store.get(self._keys.history(self._hello.node_id))
+        except StoreError as error:
+            _log.info("a node's history is not known", node=self._hello.node_id, error=str(error))
+            return
+        if found is None:
+            return
+        clock = self._leasing.clock
+        ages_s = falls_ago_s(found.value, now_s=clock.wall(), within_s=window_s)
+        self._track.remember_falls(clock.monotonic() - age_s for age_s in ages_s)
+
+    def _revise(self, judged: Assessment) -> None:
+        before = self._record
+        self._take(judged)
+        if self._record is not before:
+            self.session.revise(encode_node(self._record))
+
+    def _take(self, judged: Assessment) -> None:
+        """Makes the record what was judged, where the store should hear of it."""
+        old = self._record
+        since = old.state_since
+        if judged.state != old.state or not old.HasField("state_since"):
+            since = timestamp_pb2.Timestamp()
+            since.FromNanoseconds(int(self._leasing.clock.wall() * 1e9))
+        record = node_record(self._hello, self._track.status, judged=judged, since=since)
+        if not worth_writing(old, record):
+            return
+        if record.state != old.state:
+            _log.info(
+                "node state",
+                node=record.node_id,
+                state=node_pb2.NodeState.Name(record.state),
+                was=node_pb2.NodeState.Name(old.state),
+                reason=record.reason,
+            )
+        self._record = record
 
     async def goodbye(self) -> None:
         if self._record.state != node_pb2.NODE_STATE_DRAINING:
             return
+        left = Put(
+            self._keys.departed(self._hello.node_id),
+            departed_record(self._record, reason="left in good order"),
+        )
         try:
-            await self.session.close()
+            await self.session.close(also=[left])
         except StoreError as error:
             # The lease takes the record out in its time.
             _log.info("goodbye not stored", node=self._hello.node_id, error=str(error))

@@ -6,8 +6,16 @@ import abc
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from typing import Any, Generic, TypeVar
 
 from control_plane.errors import ControlPlaneError, InvalidRequestError, NotReadyError
 from control_plane.leased_record import LeasedRecord
@@ -99,6 +107,8 @@ class AttachStream(abc.ABC, Generic[Req, Resp]):
         async with TaskScope(self._name) as scope:
             scope.spawn(self._guarded(self._read(requests)), name="read")
             scope.spawn(self._guarded(self.session.keep()), name="keep")
+            for work in self.background():
+                scope.spawn(self._guarded(work), name="background")
             with self._streams.listed(self.wake):
                 while True:
                     self.wake.clear()
@@ -126,6 +136,10 @@ class AttachStream(abc.ABC, Generic[Req, Resp]):
     @abc.abstractmethod
     def receive(self, request: Req) -> None:
         """Takes a request after the hello; raises InvalidRequestError for one that is wrong."""
+
+    def background(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """What runs beside the stream, as long as it stands."""
+        return ()
 
     async def goodbye(self) -> None:
         """Called when the client ended its side in good order."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from control_plane.health.config import HealthSettings
 from control_plane.store.etcd import EtcdSettings
 from reelkit.logs import LogSettings
 from reelkit.settings import Address, Settings
@@ -41,6 +42,18 @@ class FleetSettings(Settings):
         default=300.0,
         ge=1,
         description="Seconds after which the store is read whole and compared.",
+    )
+
+
+class ElectionSettings(Settings):
+    """How the replicas of a region elect a leader among them."""
+
+    ttl_s: float = Field(
+        default=5.0,
+        ge=2,
+        le=60,
+        description="Seconds of the leader's lease: how long nobody leads after a leader died "
+        "without a word. Histories wait for it and nothing else does; below 2 s etcd cannot go.",
     )
 
 
@@ -93,6 +106,10 @@ class ControlPlaneConfig(Settings):
         "to another replica in that time and keep their leases.",
     )
     fleet: FleetSettings = Field(default=FleetSettings(), description="How the fleet is served.")
+    health: HealthSettings = Field(default=HealthSettings(), description="How nodes are judged.")
+    election: ElectionSettings = Field(
+        default=ElectionSettings(), description="How a leader is elected."
+    )
     log: LogSettings = Field(default=LogSettings(), description="Logging.")
 
     @field_validator("lease_ttl_s")

@@ -120,9 +120,9 @@ class LeasedRecord:
         self.ttl_s = await self._store.keep_alive(self.lease_id)
         self._renewed_s = now_s
 
-    async def remove(self) -> None:
-        """Takes the record out at once, if it is still ours."""
-        await self._writer.txn([unchanged(self.key, self._revision)], [Delete(self.key)])
+    async def remove(self, *, also: Sequence[Put] = ()) -> None:
+        """Takes the record out at once and writes ``also``, if it is still ours."""
+        await self._writer.txn([unchanged(self.key, self._revision)], [Delete(self.key), *also])
         await self._store.revoke(self.lease_id)
 
     async def _adopt(self, lease_id: int) -> bool:

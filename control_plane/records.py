@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from google.protobuf import timestamp_pb2
+from google.protobuf.message import DecodeError
 from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1 import node_pb2
 
 from control_plane.errors import RecordTooLargeError
+from control_plane.health.assess import Assessment
 from control_plane.keys import Keys
 from control_plane.store.port import MAX_VALUE_BYTES, Put
 from control_plane.validation import MAX_REASON_CHARS
@@ -16,20 +19,50 @@ from control_plane.validation import MAX_REASON_CHARS
 SPEED_TOLERANCE = 0.2
 
 
-def node_record(hello: cp.NodeHello, status: node_pb2.NodeStatus) -> cp.NodeRecord:
-    """The slow-moving part of a node: what routing needs to know of it."""
+def node_record(
+    hello: cp.NodeHello,
+    status: node_pb2.NodeStatus,
+    *,
+    judged: Assessment,
+    since: timestamp_pb2.Timestamp | None = None,
+) -> cp.NodeRecord:
+    """The slow-moving part of a node: what routing needs to know of it.
+
+    Args:
+        hello: Who it is.
+        status: Its newest report.
+        judged: Its state as all the evidence has it.
+        since: When it came into that state.
+    """
     return cp.NodeRecord(
         node_id=hello.node_id,
         region=hello.region,
         address=hello.address,
         incarnation=hello.incarnation,
-        state=status.state or node_pb2.NODE_STATE_STARTING,
-        reason=_shortened(status.reason),
+        state=judged.state,
+        reason=_shortened(judged.reason),
         models=status.models,
         worker_count=len(status.workers),
         pid=hello.pid,
         units_per_second=status.units_per_second,
+        state_since=since,
     )
+
+
+def departed_record(record: cp.NodeRecord, *, reason: str) -> bytes:
+    """What is left of a node that said goodbye; its state stays DRAINING."""
+    left = cp.NodeRecord()
+    left.CopyFrom(record)
+    left.reason = reason
+    return encode_node(left)
+
+
+def decoded_node(value: bytes) -> cp.NodeRecord | None:
+    """A stored record, or None for one that cannot be read: it must not stop the others."""
+    try:
+        return cp.NodeRecord.FromString(value)
+    except DecodeError:
+        return None
 
 
 def worth_writing(old: cp.NodeRecord, new: cp.NodeRecord) -> bool:

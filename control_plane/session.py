@@ -41,6 +41,8 @@ class Session:
         self._on_lost_lease = on_lost_lease
         self._wanted = b""
         self._reported_s = clock.monotonic()
+        # Whether there was a report that the lease has yet to be renewed for.
+        self._heard = False
         self._work = asyncio.Event()
 
     async def open(self, value: bytes, *, lease_id: int) -> None:
@@ -56,8 +58,13 @@ class Session:
 
     def report(self, value: bytes) -> None:
         """Takes note that the agent lives, and of the record as it should be now."""
-        self._wanted = value
+        self._heard = True
         self._reported_s = self._clock.monotonic()
+        self.revise(value)
+
+    def revise(self, value: bytes) -> None:
+        """Takes note of the record as it should be now; no sign of life of the agent."""
+        self._wanted = value
         self._work.set()
 
     async def keep(self) -> None:
@@ -80,18 +87,18 @@ class Session:
                 await self._clock.sleep(RETRY_DELAY_S)
                 self._work.set()
 
-    async def close(self) -> None:
-        """Takes the record out at once: the agent said goodbye.
+    async def close(self, *, also: Sequence[Put] = ()) -> None:
+        """Takes the record out at once, and writes ``also``: the agent said goodbye.
 
         Raises:
             StoreError: The store is away; the lease takes the record out in its time.
         """
-        await self.record.remove()
+        await self.record.remove(also=also)
 
     async def _bring_up_to_date(self) -> None:
         wanted = self._wanted
         try:
-            await self.record.renew()
+            await self._renew()
             if wanted != self.record.value:
                 await self.record.write(wanted, also=self._also)
         except LeaseNotFoundError:
@@ -99,3 +106,13 @@ class Session:
             self._on_lost_lease()
             await self.record.claim(wanted, also=self._also)
             self._on_new_lease()
+
+    async def _renew(self) -> None:
+        heard, self._heard = self._heard, False
+        if not heard:
+            return
+        try:
+            await self.record.renew()
+        except StoreError:
+            self._heard = True
+            raise

@@ -31,6 +31,9 @@ def config_for(*endpoints: str, **fields: Any) -> ControlPlaneConfig:
         "reflection": False,
         "drain_s": 1,
         "fleet": {"heartbeat_s": 0.2},
+        # Agents of these tests listen nowhere.
+        "health": {"probe": {"enabled": False}, "canary": {"enabled": False}},
+        "election": {"ttl_s": 2},
     }
     return ControlPlaneConfig.model_validate({**data, **fields})
 

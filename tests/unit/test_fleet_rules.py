@@ -12,6 +12,8 @@ from reelmesh.v1 import model_pb2, node_pb2
 
 from control_plane import errors
 from control_plane.errors import BOUNDARY, ControlPlaneError, InvalidRequestError, to_status
+from control_plane.health.config import HealthSettings
+from control_plane.health.track import NodeTrack
 from control_plane.keys import Keys
 from control_plane.records import encode_gateway, node_record, worth_writing
 from control_plane.store.etcd.convert import prefix_end
@@ -175,7 +177,10 @@ def test_what_the_store_should_hear_of(new, expected):
 
 
 def test_a_node_that_says_nothing_is_starting():
-    assert node_record(hello(), node_pb2.NodeStatus()).state == node_pb2.NODE_STATE_STARTING
+    status = node_pb2.NodeStatus()
+    track = NodeTrack(rules=HealthSettings(), lease_ttl_s=10, status=status, now_s=0)
+    record = node_record(hello(), status, judged=track.now)
+    assert record.state == node_pb2.NODE_STATE_STARTING
 
 
 # Errors
