@@ -33,7 +33,8 @@ def _run(config: NodeConfig) -> int:
     # imports torch while the agent sets itself up.
     from node_agent.engine.spawn import stop_forkserver, warm_forkserver
 
-    warm_forkserver()
+    if config.workers.fork_server is None:
+        warm_forkserver()
     from node_agent.app import build_app
     from reelkit.lifecycle import run_app
     from reelkit.logs import setup_logging

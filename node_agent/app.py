@@ -30,7 +30,7 @@ from node_agent.status import StatusBoard
 from node_agent.supervisor import Supervisor
 from node_agent.weights import prepare_weights
 from node_agent.work import Speed
-from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker
+from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker, WorkerHandle
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import listen, server_options
@@ -202,7 +202,20 @@ def default_launcher(config: NodeConfig) -> Launcher:
     from node_agent.engine.spawn import start_worker
 
     settings = config.worker_settings()
-    return lambda worker_id: start_worker(worker_id=worker_id, settings=settings)
+    shared = config.workers.fork_server
+    if shared is None:
+        return lambda worker_id: start_worker(worker_id=worker_id, settings=settings)
+
+    from node_agent.engine.spawn_shared import start_shared_worker
+
+    def launch(worker_id: str) -> WorkerHandle:
+        try:
+            return start_shared_worker(shared, worker_id=worker_id, settings=settings)
+        except OSError as error:
+            _log.warning("shared fork server failed; using one of our own", error=str(error))
+            return start_worker(worker_id=worker_id, settings=settings)
+
+    return launch
 
 
 @contextlib.asynccontextmanager

@@ -108,6 +108,11 @@ class WorkersSettings(Settings):
         max_length=16,
         description="A worker is started for each entry: cpu, cuda:0, cuda:1, ...",
     )
+    fork_server: Path | None = Field(
+        default=None,
+        description="Socket of a fork server that the agents of this machine share, see "
+        "node_agent.engine.fork_server; none by default: each agent has its own.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

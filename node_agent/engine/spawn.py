@@ -133,9 +133,14 @@ def _kill_remaining() -> None:
 
 def _run_worker(*, sock: socket.socket, worker_id: str, settings: WorkerSettings) -> None:
     """The first function of the child process."""
+    _die_with_forkserver()
+    run_as_worker(sock=sock, worker_id=worker_id, settings=settings)
+
+
+def run_as_worker(*, sock: socket.socket, worker_id: str, settings: WorkerSettings) -> None:
+    """What a forked process does; returns when its agent has sent it away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _die_with_forkserver()
     try:
         from node_agent.engine.worker import run_worker
     except ImportError as error:

@@ -36,7 +36,7 @@ def mesh_document(
     """
     processes: list[dict[str, Any]] = []
     for each in plan.processes:
-        if each.id not in pids:
+        if each.id not in pids or each.role == "fork-server":
             continue
         entry = {
             "role": each.role,

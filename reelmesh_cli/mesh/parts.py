@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from reelmesh_cli.mesh.topology import (
@@ -18,6 +19,9 @@ from reelmesh_cli.mesh.topology import (
     Role,
 )
 
+# Linux takes 107 bytes, macOS 103, and the server binds a name of the same length first.
+_MAX_SOCKET_PATH = 100
+
 
 def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs) -> MeshPlan:
     """Plans the etcds and, per region, control planes, gateways and node agents.
@@ -30,6 +34,7 @@ def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs)
     parts = _Parts(options, ports, programs)
     processes = parts.etcd(GLOBAL)
     shared = _urls(processes)
+    processes += parts.fork_server()
     regions = {}
     for name in options.regions:
         own = parts.etcd(name) if options.etcd == "separate" else []
@@ -107,6 +112,29 @@ class _Parts:
         )
         return ProcessPlan(role="etcd", region=region, id=name, argv=argv, address=address)
 
+    def fork_server(self) -> list[ProcessPlan]:
+        """One for all agents: several would each import the same libraries for six seconds."""
+        path = self._fork_socket()
+        if path is None:
+            return []
+        argv = (self._programs.python, "-P", "-m", "node_agent.engine.fork_server")
+        return [
+            ProcessPlan(
+                role="fork-server",
+                region=None,
+                id="fork-server",
+                argv=(*argv, "--listen", str(path)),
+                address=str(path),
+                ready_file=path,
+            )
+        ]
+
+    def _fork_socket(self) -> Path | None:
+        """Where it listens; None for a single agent, or where the path is too long for one."""
+        agents = len(self._options.regions) * self._options.nodes_per_region
+        path = self._options.state_dir / "run" / "fork.sock"
+        return path if agents > 1 and len(str(path)) <= _MAX_SOCKET_PATH else None
+
     def control_plane(
         self, region: str, number: int, *, etcd: Sequence[str], shared: Sequence[str]
     ) -> ProcessPlan:
@@ -163,7 +191,10 @@ class _Parts:
                 "manifest": self._options.model_manifest,
                 "cache_dir": str(self._options.state_dir / "weights-cache"),
             },
-            "workers": {"threads": self._options.threads},
+            "workers": {
+                "threads": self._options.threads,
+                **({"fork_server": str(fork)} if (fork := self._fork_socket()) else {}),
+            },
             "drain_timeout_s": DRAIN_S,
         }
         return self._module("node-agent", "node_agent", node_id, region, config)

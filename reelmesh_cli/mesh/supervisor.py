@@ -27,7 +27,7 @@ from reelmesh_cli.mesh.topology import DRAIN_S, MeshPlan, ProcessPlan, Role
 
 STOP_GRACE_S = DRAIN_S + 5.0
 # Those who take work first, those whom others need last.
-_STOP_ORDER: tuple[Role, ...] = ("gateway", "node-agent", "control-plane", "etcd")
+_STOP_ORDER: tuple[Role, ...] = ("gateway", "node-agent", "fork-server", "control-plane", "etcd")
 _FIRST_RESTART_S, _MAX_RESTART_S = 0.5, 10.0
 # A process that lived this long was healthy: its next restart is at once.
 _HEALTHY_S = 60.0
@@ -167,6 +167,10 @@ class Mesh:
         self.mesh_file.unlink(missing_ok=True)
 
     async def _start_in_order(self) -> None:
+        # The agents wait for it by themselves: it imports while the others start.
+        for fork_server in self.plan.of_role("fork-server"):
+            await self._start(fork_server)
+            self._scope.spawn(self._until_listening(fork_server), name="fork-server is ready")
         await self._start_listening(self.plan.of_role("etcd"))
         await self._start_listening(self.plan.of_role("control-plane"))
         nodes = self.plan.of_role("node-agent")

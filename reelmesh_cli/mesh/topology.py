@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from reelmesh_cli.errors import UsageError
 
-Role = Literal["etcd", "control-plane", "gateway", "node-agent"]
+Role = Literal["etcd", "fork-server", "control-plane", "gateway", "node-agent"]
 EtcdLayout = Literal["shared", "separate"]
 
 ISSUER = "reelmesh-local"

@@ -9,7 +9,9 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from reelmesh.v1.worker_pb2 import WorkerCommand, WorkerEvent
 
 from node_agent.engine.settings import WorkerSettings
 from node_agent.engine.spawn import start_worker
+from node_agent.engine.spawn_shared import start_shared_worker
 from node_agent.model_folder import open_model_folder
 from node_agent.worker_life import Launcher, WorkerHandle
 from node_agent.worker_wire import AsyncWire
@@ -36,12 +39,29 @@ class Kind:
     model_dir: Path
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(scope="module")
+def shared_fork_server(tmp_path_factory) -> Iterator[Path]:
+    """The socket of a fork server that is there for the whole module."""
+    path = tmp_path_factory.mktemp("fork") / "s"
+    command = [sys.executable, "-m", "node_agent.engine.fork_server", "--listen", str(path)]
+    process = subprocess.Popen(command)
+    yield path
+    process.terminate()
+    assert process.wait(DEADLINE_S) == 0
+
+
+@pytest.fixture(params=["fake", "real", "shared"])
 def kind(request, tmp_path_factory) -> Kind:
     if request.param == "fake":
         launcher = FakeLauncher([Script(step_s=0.01)])
         return Kind(launcher, write_fake_model(tmp_path_factory.mktemp("fake")).path)
     settings = WorkerSettings(region="ap", node_id="ap-node-0", log_format="console")
+    if request.param == "shared":
+        path = request.getfixturevalue("shared_fork_server")
+        return Kind(
+            lambda worker_id: start_shared_worker(path, worker_id=worker_id, settings=settings),
+            request.getfixturevalue("random_model_dir"),
+        )
     return Kind(
         lambda worker_id: start_worker(worker_id=worker_id, settings=settings),
         request.getfixturevalue("random_model_dir"),

@@ -27,6 +27,7 @@ def plan(tmp_path):
 def test_each_region_has_its_parts(plan):
     assert [(each.role, each.id) for each in plan.processes] == [
         ("etcd", "etcd"),
+        ("fork-server", "fork-server"),
         ("control-plane", "ap-control-0"),
         ("gateway", "ap-gateway-0"),
         ("node-agent", "ap-node-0"),
