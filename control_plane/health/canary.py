@@ -113,9 +113,7 @@ class GrpcCanaryRunner:
                 await self._release(stub, job_id)
         return outcome
 
-    async def _follow(
-        self, stub: Any, request: RunRequest, deadline_s: float
-    ) -> CanaryOutcome:
+    async def _follow(self, stub: Any, request: RunRequest, deadline_s: float) -> CanaryOutcome:
         digest, size_bytes = hashlib.sha256(), 0
         async for response in stub.Run(request, timeout=deadline_s + DEADLINE_SLACK_S):
             if response.WhichOneof("result") == "busy":

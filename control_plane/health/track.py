@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from reelmesh.v1 import node_pb2
 from reelmesh.v1.node_pb2 import NodeState
 
-from control_plane.health.assess import READY, Assessment, Evidence, assess
+from control_plane.health.assess import READY, UNHEALTHY, Assessment, Evidence, assess
 from control_plane.health.config import HealthSettings
 from control_plane.health.devices import device_fault, is_hot, node_fault
 
@@ -63,6 +63,16 @@ class NodeTrack:
         """Whether calls or canaries fail now, be it for the first time."""
         evidence = self._evidence
         return bool(evidence.probe.failures or evidence.canary.failures)
+
+    @property
+    def recovering(self) -> bool:
+        """Whether it says that it is ready, answers, and has yet to prove it."""
+        evidence = self._evidence
+        return (
+            self.now.state == UNHEALTHY
+            and evidence.reported == READY
+            and not evidence.probe.failures
+        )
 
     @property
     def canary_failed(self) -> bool:

@@ -22,6 +22,8 @@ from reelkit.tasks import TaskScope
 _log = structlog.get_logger("control_plane.health")
 
 MAX_CANARIES_AT_ONCE = 8
+# Of the interval: how soon a node is called again that has only to answer to be back.
+RECOVERY_SHARE = 1 / 4
 
 
 class HealthWatch:
@@ -122,9 +124,10 @@ class NodeWatch:
 
     async def _probe_on(self) -> None:
         shared = self._shared
-        # Spread over the interval, each node always at the same point of it.
-        share = zlib.crc32(self._node_id.encode()) / 2**32
-        await shared.clock.sleep(share * shared.interval_s)
+        if not self._track.recovering:
+            # Spread over the interval, each node always at the same point of it.
+            share = zlib.crc32(self._node_id.encode()) / 2**32
+            await shared.clock.sleep(share * shared.interval_s)
         while True:
             if shared.rules.probe.enabled:
                 await self._probe()
@@ -132,7 +135,8 @@ class NodeWatch:
             self._on_change(
                 self._track.tick(now_s=now_s, every_s=shared.interval_s, many_fail=shared.many_fail)
             )
-            await shared.clock.sleep(shared.interval_s)
+            hurry = RECOVERY_SHARE if self._track.recovering else 1.0
+            await shared.clock.sleep(hurry * shared.interval_s)
 
     async def _probe(self) -> None:
         shared = self._shared
