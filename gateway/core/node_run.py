@@ -92,6 +92,7 @@ class NodeRun:
             spec=execution.spec,
             tenant=execution.record.tenant,
             deadline_s=max(execution.deadline_at_s - self._clock.monotonic(), 0.001),
+            canary=False,
             **{"try": try_},
         )
         try:
