@@ -34,7 +34,7 @@ _log = structlog.get_logger("control_plane.history")
 
 MAX_EVENTS = 64
 # 64 events with such reasons stay below the store's limit for a record.
-MAX_REASON_CHARS = 160
+MAX_REASON_BYTES = 192
 KEEP_GONE_S = 24 * 3600.0
 SWEEP_EVERY_S = 600.0
 TICK_S = 0.5
@@ -339,6 +339,8 @@ def _decoded(value: bytes) -> op.NodeHistory:
 
 
 def _shortened(reason: str) -> str:
-    if len(reason) <= MAX_REASON_CHARS:
+    encoded = reason.encode()
+    if len(encoded) <= MAX_REASON_BYTES:
         return reason
-    return reason[: MAX_REASON_CHARS - 1] + "…"
+    # A letter that was cut in two is left out.
+    return encoded[: MAX_REASON_BYTES - 3].decode(errors="ignore") + "…"
