@@ -97,6 +97,7 @@ class MemoryStore:
         after: str | None = None,
         limit: int = DEFAULT_PAGE_SIZE,
         revision: int = 0,
+        descending: bool = False,
     ) -> RangePage:
         """See :class:`~control_plane.store.port.Store`."""
         check_prefix(prefix)
@@ -104,7 +105,9 @@ class MemoryStore:
         if revision > self._revision:
             raise StoreRefusedError(f"revision {revision} is in the future")
         state = self._keys if revision in (0, self._revision) else self._state_at(revision)
-        found = sorted(k for k in state if k.startswith(prefix) and (after is None or k > after))
+        found = sorted((k for k in state if k.startswith(prefix)), reverse=descending)
+        if after is not None:
+            found = [k for k in found if (k < after if descending else k > after)]
         return RangePage(
             items=tuple(state[key] for key in found[:limit]),
             revision=revision or self._revision,

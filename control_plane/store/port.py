@@ -175,14 +175,16 @@ class Store(Protocol):
         after: str | None = None,
         limit: int = DEFAULT_PAGE_SIZE,
         revision: int = 0,
+        descending: bool = False,
     ) -> RangePage:
         """Keys that start with ``prefix``, in order, those after ``after`` only.
 
         Args:
             prefix: Not empty.
-            after: Last key of the page before.
+            after: Last key of the page before; it need not exist.
             limit: Most items to return, from 1.
             revision: Show the store as of then; 0: newest.
+            descending: The order is from the last key to the first.
 
         Raises:
             CompactedError: ``revision`` is no longer kept.

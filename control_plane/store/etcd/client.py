@@ -87,14 +87,20 @@ class EtcdStore:
         after: str | None = None,
         limit: int = DEFAULT_PAGE_SIZE,
         revision: int = 0,
+        descending: bool = False,
     ) -> RangePage:
         """See :class:`~control_plane.store.port.Store`."""
         check_prefix(prefix)
-        # The next key in order is the last one with a zero byte behind it.
-        start = prefix.encode() if after is None else after.encode() + b"\0"
-        request = pb.RangeRequest(
-            key=start, range_end=prefix_end(prefix.encode()), limit=limit, revision=revision
-        )
+        start, end = prefix.encode(), prefix_end(prefix.encode())
+        if after is not None and descending:
+            end = after.encode()
+        elif after is not None:
+            # The next key in order is the last one with a zero byte behind it.
+            start = after.encode() + b"\0"
+        request = pb.RangeRequest(key=start, range_end=end, limit=limit, revision=revision)
+        if descending:
+            # Ascending is etcd's own order, which costs it no sorting.
+            request.sort_order = pb.RangeRequest.DESCEND
         answer = await self._caller.unary(RANGE, request)
         return RangePage(
             items=tuple(map(to_key_value, answer.kvs)),
