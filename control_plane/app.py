@@ -29,6 +29,8 @@ from control_plane.history import HistoryKeeper
 from control_plane.keys import Keys
 from control_plane.metrics import Metrics
 from control_plane.model_sweep import ModelSweep
+from control_plane.operator.service import OperatorService
+from control_plane.operator.status import GrpcStatusAsker
 from control_plane.service import ControlPlaneService
 from control_plane.store.etcd import EtcdStore
 from control_plane.store.mirror import Mirror, MirrorChange
@@ -53,6 +55,7 @@ class ControlPlaneApp:
         self,
         *,
         address: str,
+        operator_address: str | None,
         scope: TaskScope,
         server: aio.Server,
         health_service: health.aio.HealthServicer,
@@ -63,6 +66,8 @@ class ControlPlaneApp:
     ) -> None:
         # host:port with the port that was bound.
         self.address = address
+        # Likewise of OperatorService; None where it is off.
+        self.operator_address = operator_address
         # Set once the fleet was read and the service answers.
         self.ready = ready
         self._scope = scope
@@ -170,11 +175,34 @@ async def build_app(
         await server.start()
         stack.push_async_callback(server.stop, 0)
 
+        operator_address: str | None = None
+        if config.operator.listen is not None:
+            # Imported here: what verifies tokens costs memory that others need not pay.
+            from control_plane.operator.listener import operator_listener
+
+            operators = OperatorService(
+                store=store,
+                writer=writer,
+                keys=keys,
+                region=config.region,
+                nodes=lambda: view.snapshot().snapshot.nodes,
+                desired=desired,
+                ready=lambda: view.version > 0 and desired.loaded,
+                asker=GrpcStatusAsker(timeout_s=config.operator.status_timeout_s),
+            )
+            listening = operator_listener(config.operator, operators, clock=clock)
+            operator_address = await stack.enter_async_context(listening)
+
         def stop_streams() -> None:
             nodes.streams.stop()
             gateways.streams.stop()
             watchers.stop()
 
+        metrics.gauge(
+            "leading", "1 while this replica leads.", lambda: election.leadership is not None
+        )
+        metrics.gauge("unhealthy_nodes", "Attached here.", lambda: health.unhealthy_count)
+        metrics.gauge("failing_probes", "Nodes that fail now.", lambda: health.failing_count)
         _add_gauges(metrics, view=view, nodes=nodes, gateways=gateways, watchers=watchers)
         sweep = ModelSweep(view=view, store=store, writer=writer, keys=keys, clock=clock)
         scope.spawn(sweep.run(), name="model sweep")
@@ -184,9 +212,13 @@ async def build_app(
         for prefix, apply in ((keys.fleet, view.apply), (keys.desired_states, desired.apply)):
             mirror = Mirror(store, prefix, clock=clock, relist_s=config.fleet.relist_s)
             scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")
-        scope.spawn(_announce(view, health_service, config, address, ready), name="announce")
+        addresses = {"grpc": address}
+        if operator_address is not None:
+            addresses["operator"] = operator_address
+        scope.spawn(_announce(view, health_service, config, addresses, ready), name="announce")
         yield ControlPlaneApp(
             address=address,
+            operator_address=operator_address,
             scope=scope,
             server=server,
             health_service=health_service,
@@ -226,7 +258,7 @@ async def _announce(
     view: FleetView,
     health_service: health.aio.HealthServicer,
     config: ControlPlaneConfig,
-    address: str,
+    addresses: dict[str, str],
     ready: asyncio.Event,
 ) -> None:
     """Turns healthy once the fleet was read; stays so when the store goes away."""
@@ -234,8 +266,9 @@ async def _announce(
     for name in ("", SERVICE_NAME):
         await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
     if config.ready_file is not None:
-        write_json_atomic(config.ready_file, {"grpc": _reachable(address), "pid": os.getpid()})
-    _log.info("ready", address=address, region=config.region, replica=config.replica_id)
+        told = {name: _reachable(address) for name, address in addresses.items()}
+        write_json_atomic(config.ready_file, {**told, "pid": os.getpid()})
+    _log.info("ready", **addresses, region=config.region, replica=config.replica_id)
     ready.set()
 
 

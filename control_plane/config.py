@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from control_plane.health.config import HealthSettings
+from control_plane.operator.config import OperatorSettings
 from control_plane.store.etcd import EtcdSettings
 from reelkit.logs import LogSettings
 from reelkit.settings import Address, Settings
@@ -109,6 +110,9 @@ class ControlPlaneConfig(Settings):
     health: HealthSettings = Field(default=HealthSettings(), description="How nodes are judged.")
     election: ElectionSettings = Field(
         default=ElectionSettings(), description="How a leader is elected."
+    )
+    operator: OperatorSettings = Field(
+        default=OperatorSettings(), description="The listener that reelctl calls."
     )
     log: LogSettings = Field(default=LogSettings(), description="Logging.")
 

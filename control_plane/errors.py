@@ -235,7 +235,8 @@ def to_status(error: ControlPlaneError) -> status_pb2.Status:
     """The rich status of an error: ErrorInfo always, BadRequest and RetryInfo where they fit."""
     answer = BOUNDARY[type(error)]
     status = status_pb2.Status(code=answer.status.value[0], message=answer.text or str(error))
-    details = [error_details_pb2.ErrorInfo(reason=error.code, domain=ERROR_DOMAIN)]
+    reason = error.cause if isinstance(error, UnauthenticatedError) else error.code
+    details = [error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN)]
     if isinstance(error, InvalidRequestError):
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=error.rule
