@@ -14,6 +14,7 @@ from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1.control_plane_service_pb2_grpc import (
     add_ControlPlaneServiceServicer_to_server,
 )
+from reelmesh.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 
 from control_plane.attach import NodeAttachment
 from control_plane.attach_gateway import GatewayAttachment
@@ -26,11 +27,15 @@ from control_plane.health.canary import GrpcCanaryRunner
 from control_plane.health.probe import GrpcProber
 from control_plane.health.watch import HealthWatch
 from control_plane.history import HistoryKeeper
-from control_plane.keys import Keys
+from control_plane.jobs.part import make_jobs
+from control_plane.jobs.service import SERVICE_NAME as JOB_SERVICE_NAME
+from control_plane.jobs.service import JobService
+from control_plane.keys import GlobalKeys, Keys
 from control_plane.metrics import Metrics
 from control_plane.model_sweep import ModelSweep
 from control_plane.operator.service import OperatorService
 from control_plane.operator.status import GrpcStatusAsker
+from control_plane.regions.part import make_regions
 from control_plane.service import ControlPlaneService
 from control_plane.store.etcd import EtcdStore
 from control_plane.store.mirror import Mirror, MirrorChange
@@ -97,7 +102,11 @@ class ControlPlaneApp:
 
 @contextlib.asynccontextmanager
 async def build_app(
-    config: ControlPlaneConfig, *, clock: Clock | None = None, store: Store | None = None
+    config: ControlPlaneConfig,
+    *,
+    clock: Clock | None = None,
+    store: Store | None = None,
+    global_store: Store | None = None,
 ) -> AsyncIterator[ControlPlaneApp]:
     """A listening control plane; leaving the block stops what is left of it.
 
@@ -106,6 +115,8 @@ async def build_app(
         clock: The machine's own by default.
         store: For tests; by default the etcd of the configuration, which may be away
             at first: the service then turns ready when it is back.
+        global_store: Likewise; by default the global etcd of the configuration, or
+            ``store`` where it names none.
     """
     clock = clock or SystemClock()
     keys = Keys(prefix=config.etcd.prefix, region=config.region)
@@ -121,6 +132,9 @@ async def build_app(
         if store is None:
             etcd = EtcdStore(config.etcd, clock=clock, observe=metrics.observe_call)
             store = await stack.enter_async_context(etcd)
+        if global_store is None and config.global_etcd is not None:
+            shared = EtcdStore(config.global_etcd, clock=clock, observe=metrics.observe_call)
+            global_store = await stack.enter_async_context(shared)
         scope = await stack.enter_async_context(TaskScope("control-plane"))
         writer = FencedWriter(store, prefix=keys.writer_slots(config.replica_id), clock=clock)
         leasing = Leasing(
@@ -167,8 +181,30 @@ async def build_app(
             heartbeat_s=config.fleet.heartbeat_s,
             resnapshot_s=config.fleet.resnapshot_s,
         )
-        service = ControlPlaneService(nodes=nodes, gateways=gateways, watchers=watchers)
-        server, health_service = _make_server(service, reflection=config.reflection)
+        jobs = make_jobs(
+            store=store,
+            writer=writer,
+            keys=keys,
+            fleet=view,
+            clock=clock,
+            heartbeat_s=config.fleet.heartbeat_s,
+            observe=metrics.count_job_call,
+        )
+        global_store, global_keys = global_store or store, GlobalKeys(prefix=config.etcd.prefix)
+        regions = make_regions(
+            store=global_store,
+            keys=global_keys,
+            region=config.region,
+            replica_id=config.replica_id,
+            fleet=view,
+            clock=clock,
+            lease_ttl_s=config.lease_ttl_s,
+            heartbeat_s=config.fleet.heartbeat_s,
+        )
+        service = ControlPlaneService(
+            nodes=nodes, gateways=gateways, watchers=watchers, regions=regions.watchers
+        )
+        server, health_service = _make_server(service, jobs.service, reflection=config.reflection)
         with blame_field("listen", config.listen):
             port = rpc.listen(server, config.listen)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
@@ -196,6 +232,9 @@ async def build_app(
         def stop_streams() -> None:
             nodes.streams.stop()
             gateways.streams.stop()
+            regions.watchers.stop()
+            jobs.watchers.stop()
+            # Wakes the orphans' watchers too.
             watchers.stop()
 
         metrics.gauge(
@@ -209,9 +248,19 @@ async def build_app(
         await stack.enter_async_context(campaigning(election, scope))
         scope.spawn(election.lead(histories.keep, name="histories"), name="histories")
         ready = asyncio.Event()
-        for prefix, apply in ((keys.fleet, view.apply), (keys.desired_states, desired.apply)):
-            mirror = Mirror(store, prefix, clock=clock, relist_s=config.fleet.relist_s)
+        metrics.gauge("live_jobs", "Jobs that have not ended.", lambda: len(jobs.live))
+        metrics.gauge(
+            "orphaned_jobs", "Live jobs without an owner.", lambda: len(jobs.watchers.orphans())
+        )
+        for source, prefix, apply in (
+            (store, keys.fleet, view.apply),
+            (store, keys.desired_states, desired.apply),
+            (store, keys.live_jobs, jobs.live.apply),
+            (global_store, global_keys.regions, regions.book.apply),
+        ):
+            mirror = Mirror(source, prefix, clock=clock, relist_s=config.fleet.relist_s)
             scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")
+        scope.spawn(regions.publisher.run(), name="publish summary")
         addresses = {"grpc": address}
         if operator_address is not None:
             addresses["operator"] = operator_address
@@ -279,10 +328,11 @@ def _reachable(address: str) -> str:
 
 
 def _make_server(
-    service: ControlPlaneService, *, reflection: bool
+    service: ControlPlaneService, jobs: JobService, *, reflection: bool
 ) -> tuple[aio.Server, health.aio.HealthServicer]:
     server = aio.server(options=rpc.server_options())
     add_ControlPlaneServiceServicer_to_server(service, server)
+    add_JobServiceServicer_to_server(jobs, server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflection:
@@ -290,6 +340,12 @@ def _make_server(
         from grpc_reflection.v1alpha import reflection as grpc_reflection
 
         grpc_reflection.enable_server_reflection(
-            (SERVICE_NAME, health.SERVICE_NAME, grpc_reflection.SERVICE_NAME), server
+            (
+                SERVICE_NAME,
+                JOB_SERVICE_NAME,
+                health.SERVICE_NAME,
+                grpc_reflection.SERVICE_NAME,
+            ),
+            server,
         )
     return server, health_service

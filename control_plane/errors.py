@@ -3,6 +3,7 @@
     ControlPlaneError
     ├── InvalidRequestError          a field of a request breaks a rule
     │   └── RecordTooLargeError      a record would pass the store's limit
+    ├── NotFinishedError             the job must have ended first
     ├── NotFoundError                nothing of that name is known
     ├── SupersededError              another stream took the record over
     ├── NotReadyError                this replica has not read the store yet
@@ -67,6 +68,12 @@ class RecordTooLargeError(InvalidRequestError):
             f"takes {size_bytes} bytes in the store, the limit is {limit_bytes}; "
             "shorten its texts or its lists",
         )
+
+
+class NotFinishedError(ControlPlaneError):
+    """The job runs or waits; what was asked needs one that has ended."""
+
+    code = "not_finished"
 
 
 class NotFoundError(ControlPlaneError):
@@ -202,6 +209,7 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     ControlPlaneError: Answer(grpc.StatusCode.INTERNAL, "internal error"),
     InvalidRequestError: Answer(grpc.StatusCode.INVALID_ARGUMENT),
     RecordTooLargeError: Answer(grpc.StatusCode.INVALID_ARGUMENT),
+    NotFinishedError: Answer(grpc.StatusCode.FAILED_PRECONDITION),
     NotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
     SupersededError: Answer(grpc.StatusCode.ABORTED),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),

@@ -20,7 +20,7 @@ _log = structlog.get_logger("control_plane.fleet")
 
 HISTORY_LENGTH = 1024
 
-M = TypeVar("M", cp.NodeRecord, model_pb2.ModelInfo)
+M = TypeVar("M", cp.NodeRecord, model_pb2.ModelInfo, cp.GatewayHello)
 
 
 class FleetView:
@@ -37,6 +37,7 @@ class FleetView:
         self._keys = keys
         self._nodes: dict[str, cp.NodeRecord] = {}
         self._models: dict[str, model_pb2.ModelInfo] = {}
+        self._gateways: dict[str, cp.GatewayHello] = {}
         self._history: deque[tuple[int, cp.FleetDelta]] = deque()
         self._history_length = history_length
         # The history holds every change after this version.
@@ -49,6 +50,11 @@ class FleetView:
     def nodes(self) -> Collection[cp.NodeRecord]:
         """Every node's record; not to be changed."""
         return self._nodes.values()
+
+    @property
+    def gateways(self) -> Collection[cp.GatewayHello]:
+        """Every live gateway's hello; not to be changed."""
+        return self._gateways.values()
 
     @property
     def node_count(self) -> int:
@@ -70,6 +76,7 @@ class FleetView:
         if change.kind is ChangeKind.SNAPSHOT:
             self._nodes.clear()
             self._models.clear()
+            self._gateways.clear()
             self._history.clear()
             self._floor = change.revision
             self.epoch += 1
@@ -86,7 +93,11 @@ class FleetView:
 
     def snapshot(self) -> cp.WatchFleetResponse:
         """The whole fleet."""
-        snapshot = cp.FleetSnapshot(nodes=self._nodes.values(), models=self._models.values())
+        snapshot = cp.FleetSnapshot(
+            nodes=self._nodes.values(),
+            models=self._models.values(),
+            gateways=self._gateways.values(),
+        )
         return cp.WatchFleetResponse(version=self.version, snapshot=snapshot)
 
     def since(self, version: int) -> list[cp.WatchFleetResponse] | None:
@@ -127,6 +138,11 @@ class FleetView:
                 if model is not None and self._models.get(model.manifest_sha256) != model:
                     self._models[model.manifest_sha256] = model
                     delta.upserted_models.append(model)
+            elif kv.key.startswith(self._keys.gateways):
+                gateway = _decoded(cp.GatewayHello(), kv)
+                if gateway is not None and self._gateways.get(gateway.gateway_id) != gateway:
+                    self._gateways[gateway.gateway_id] = gateway
+                    delta.upserted_gateways.append(gateway)
         for key in change.deleted_keys:
             if key.startswith(self._keys.nodes):
                 node_id = key.removeprefix(self._keys.nodes)
@@ -134,6 +150,10 @@ class FleetView:
                     delta.removed_node_ids.append(node_id)
             elif key.startswith(self._keys.models):
                 self._models.pop(key.removeprefix(self._keys.models), None)
+            elif key.startswith(self._keys.gateways):
+                gateway_id = key.removeprefix(self._keys.gateways)
+                if self._gateways.pop(gateway_id, None) is not None:
+                    delta.removed_gateway_ids.append(gateway_id)
         return delta
 
 

@@ -3,8 +3,15 @@
     <prefix>/<region>/fleet/nodes/<node id>       NodeRecord, under the node's lease
     <prefix>/<region>/fleet/models/<sha256>       ModelInfo by the digest of its manifest,
                                                   under no lease: it never changes
-    <prefix>/<region>/gateways/<gateway id>       GatewayHello (lease_id 0), under the
+    <prefix>/<region>/fleet/gateways/<gateway id> GatewayHello (lease_id 0), under the
                                                   gateway's lease
+    <prefix>/<region>/jobs/records/<job id>       JobRecord, under no lease
+    <prefix>/<region>/jobs/live/<job id>          JobRecord with its owner alone, there for
+                                                  as long as the job has not ended
+    <prefix>/<region>/jobs/tenants/<digest>/<job id>
+                                                  empty: what ListJobs lists
+    <prefix>/<region>/jobs/keys/<digest>          job id, by tenant and idempotency key
+    <prefix>/<region>/jobs/expiry/<ms>/<job id>   empty: ended jobs by the end of their time
     <prefix>/<region>/desired/<node id>           DesiredNodeState, under no lease
     <prefix>/<region>/departed/<node id>          NodeRecord of a node that is gone, with why;
                                                   under no lease, removed when it is back
@@ -20,12 +27,14 @@ In the global store, which may be the same etcd:
     <prefix>/global/writers/<region>/<replica id>/<n>
                                                   slots, as above
 
-Values are protobuf messages of reelmesh.v1, below 16 KiB each. Nodes and models share
-the prefix ``fleet/``, so that one watch delivers both in the order of their revisions:
-no node is seen before the models it names.
+Values are protobuf messages of reelmesh.v1, below 16 KiB each. Nodes, models
+and gateways share the prefix ``fleet/``, so that one watch delivers them in the order of
+their revisions: no node is seen before the models it names.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 
 class Keys:
@@ -36,8 +45,14 @@ class Keys:
         self.fleet = base + "fleet/"
         self.nodes = self.fleet + "nodes/"
         self.models = self.fleet + "models/"
-        self.gateways = base + "gateways/"
+        self.gateways = self.fleet + "gateways/"
         self.desired_states = base + "desired/"
+        jobs = base + "jobs/"
+        self.job_records = jobs + "records/"
+        self.live_jobs = jobs + "live/"
+        self.job_expiries = jobs + "expiry/"
+        self._tenant_jobs = jobs + "tenants/"
+        self._job_keys = jobs + "keys/"
         self.departed_nodes = base + "departed/"
         self.histories = base + "history/"
         self.leader = base + "leader"
@@ -55,6 +70,26 @@ class Keys:
         """A gateway's record."""
         return self.gateways + gateway_id
 
+    def job(self, job_id: str) -> str:
+        """A job's record."""
+        return self.job_records + job_id
+
+    def live_job(self, job_id: str) -> str:
+        """Who owns a job that has not ended."""
+        return self.live_jobs + job_id
+
+    def tenant_jobs(self, tenant: str) -> str:
+        """Prefix of the ids of a tenant's jobs; a tenant's name may hold any character."""
+        return f"{self._tenant_jobs}{_digest(tenant)}/"
+
+    def job_key(self, tenant: str, idempotency_key: str) -> str:
+        """Which job a tenant's idempotency key made."""
+        return self._job_keys + _digest(f"{tenant}\0{idempotency_key}")
+
+    def job_expiry(self, expires_at_ms: int, job_id: str) -> str:
+        """An ended job by the end of its time; in order of time."""
+        return f"{self.job_expiries}{expires_at_ms:015d}/{job_id}"
+
     def desired(self, node_id: str) -> str:
         """What a node should be."""
         return self.desired_states + node_id
@@ -70,6 +105,11 @@ class Keys:
     def writer_slots(self, replica_id: str) -> str:
         """Prefix of a replica's slot keys."""
         return f"{self._writers}{replica_id}/"
+
+
+def _digest(text: str) -> str:
+    """A name of fixed length for a text of any; 128 bits, since others may choose it."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class GlobalKeys:

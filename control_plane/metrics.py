@@ -38,6 +38,12 @@ class Metrics:
             "1 while the last call to etcd was answered, 0 after one that was not.",
             registry=self.registry,
         )
+        self._job_calls = Counter(
+            "reelmesh_control_job_calls",
+            "Calls of JobService by method and outcome: OK or an error's code.",
+            ["method", "code"],
+            registry=self.registry,
+        )
         self._lost_leases = Counter(
             "reelmesh_control_leases_lost",
             "Leases that ran out while their agents reported.",
@@ -48,6 +54,10 @@ class Metrics:
         """Counts a call to the store."""
         self._calls.labels(method.rpartition("/")[2], code).observe(seconds)
         self._store_up.set(1 if answered else 0)
+
+    def count_job_call(self, method: str, code: str) -> None:
+        """Counts a call of JobService."""
+        self._job_calls.labels(method, code).inc()
 
     def count_lost_lease(self) -> None:
         """Counts a lease that ran out under a reporting agent."""

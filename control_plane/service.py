@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-import grpc
 import structlog
 from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1 import control_plane_service_pb2_grpc as cp_grpc
@@ -14,20 +13,27 @@ from reelmesh.v1 import control_plane_service_pb2_grpc as cp_grpc
 from control_plane.attach import NodeAttachment
 from control_plane.attach_gateway import GatewayAttachment
 from control_plane.errors import ControlPlaneError, abort
+from control_plane.regions.watch import RegionWatchers
 from control_plane.watch_fleet import FleetWatchers
 
 _log = structlog.get_logger("control_plane.service")
 
 
 class ControlPlaneService(cp_grpc.ControlPlaneServiceServicer):
-    """Attach, AttachGateway and WatchFleet."""
+    """Attach, AttachGateway, WatchFleet and WatchRegions."""
 
     def __init__(
-        self, *, nodes: NodeAttachment, gateways: GatewayAttachment, watchers: FleetWatchers
+        self,
+        *,
+        nodes: NodeAttachment,
+        gateways: GatewayAttachment,
+        watchers: FleetWatchers,
+        regions: RegionWatchers,
     ) -> None:
         self._nodes = nodes
         self._gateways = gateways
         self._watchers = watchers
+        self._regions = regions
 
     async def Attach(  # type: ignore[override]  # noqa: N802  # grpc.aio also takes coroutines that write
         self, request_iterator: AsyncIterator[cp.AttachRequest], context: Any
@@ -48,10 +54,10 @@ class ControlPlaneService(cp_grpc.ControlPlaneServiceServicer):
         await _pump(self._watchers.serve(request), context)
 
     async def WatchRegions(  # type: ignore[override]  # noqa: N802  # as above
-        self, _request: cp.WatchRegionsRequest, context: Any
+        self, request: cp.WatchRegionsRequest, context: Any
     ) -> None:
         """See control_plane_service.proto."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "regions are not watched yet")
+        await _pump(self._regions.serve(request), context)
 
 
 async def _pump(responses: AsyncGenerator[Any, None], context: Any) -> None:

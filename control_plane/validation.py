@@ -116,6 +116,8 @@ def check_gateway_hello(hello: cp.GatewayHello, *, region: str) -> None:
     check_region("hello.region", hello.region, region=region)
     check_address("hello.grpc_address", hello.grpc_address)
     check_address("hello.http_address", hello.http_address)
+    if hello.peer_address:
+        check_address("hello.peer_address", hello.peer_address)
     check_incarnation("hello.incarnation", hello.incarnation)
 
 

@@ -1,0 +1,1 @@
+"""The region's durable jobs: their records, their owners, and those that lost theirs."""

@@ -1,0 +1,229 @@
+"""The region's job records in the store; each write is one transaction.
+
+Any replica may run any of these at any time, also twice: every write compares what it
+read, so the first terminal write wins and a repeated call finds its own earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from reelmesh.v1 import job_service_pb2 as pb
+
+from control_plane.errors import NotFinishedError, NotFoundError, SupersededError
+from control_plane.jobs.records import (
+    decode,
+    encode,
+    encode_live,
+    ended,
+    expires_at_ms,
+    same_end,
+    same_owner,
+)
+from control_plane.keys import Keys
+from control_plane.store.port import Compare, Delete, Get, KeyValue, Put, Store, absent, unchanged
+from control_plane.store.writer import FencedWriter
+
+# Each try lost to somebody else's write of the same job.
+MAX_TRIES: Final = 8
+
+
+class JobBook:
+    """Creates, claims, updates, lists and deletes records."""
+
+    def __init__(self, *, store: Store, writer: FencedWriter, keys: Keys) -> None:
+        self._store = store
+        self._writer = writer
+        self._keys = keys
+
+    async def create(self, record: pb.JobRecord) -> tuple[pb.JobRecord, bool]:
+        """The record that stands, and whether it is this one.
+
+        Raises:
+            RecordTooLargeError: It passes the store's limit.
+            StoreError: Whether it was written is not known; call again.
+        """
+        job_id, tenant = record.video.id, record.tenant
+        puts = [
+            Put(self._keys.job(job_id), encode(record)),
+            Put(self._keys.live_job(job_id), encode_live(record)),
+            Put(self._keys.tenant_jobs(tenant) + job_id, b""),
+        ]
+        compares = [absent(self._keys.job(job_id))]
+        reads = [Get(self._keys.job(job_id))]
+        if record.idempotency_key:
+            key = self._keys.job_key(tenant, record.idempotency_key)
+            puts.append(Put(key, job_id.encode()))
+            compares.append(absent(key))
+            reads.append(Get(key))
+        for _ in range(MAX_TRIES):
+            result = await self._writer.txn(compares, puts, reads)
+            if result.succeeded:
+                return decode(puts[0].value, revision=result.revision), True
+            found = result.gets[0]
+            if found is not None:
+                standing = _record(found)
+                return standing, same_owner(standing, record) and not ended(standing)
+            index = result.gets[1] if len(result.gets) > 1 else None
+            if index is None:
+                continue
+            earlier = await self._store.get(self._keys.job(index.value.decode()))
+            if earlier is not None:
+                return _record(earlier), False
+            # Its job was deleted just now, and the key with it: look again.
+        raise SupersededError(f"job {job_id} is written by others all the time; ask again")
+
+    async def get(self, tenant: str, job_id: str) -> pb.JobRecord:
+        """The tenant's record of that id.
+
+        Raises:
+            NotFoundError: There is none of this tenant.
+        """
+        return _record(await self._own(tenant, job_id))
+
+    async def find_key(self, tenant: str, idempotency_key: str) -> pb.JobRecord:
+        """The record that a tenant's key made.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        index = await self._store.get(self._keys.job_key(tenant, idempotency_key))
+        if index is None:
+            raise NotFoundError("the key was never used, or its job is gone")
+        return await self.get(tenant, index.value.decode())
+
+    async def claim(
+        self, job_id: str, *, epoch: int, gateway_id: str, incarnation: str
+    ) -> tuple[pb.JobRecord, bool]:
+        """The record as it stands, and whether the claimant owns it now.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        wanted = pb.JobRecord(
+            owner_gateway=gateway_id, owner_incarnation=incarnation, epoch=epoch + 1
+        )
+        for _ in range(MAX_TRIES):
+            found = await self._any(job_id)
+            standing = _record(found)
+            if ended(standing) or standing.epoch != epoch:
+                return standing, same_owner(standing, wanted) and not ended(standing)
+            standing.epoch = wanted.epoch
+            standing.owner_gateway = gateway_id
+            standing.owner_incarnation = incarnation
+            result = await self._writer.txn(
+                [unchanged(found.key, found.mod_revision)],
+                [
+                    Put(found.key, encode(standing)),
+                    Put(self._keys.live_job(job_id), encode_live(standing)),
+                ],
+            )
+            if result.succeeded:
+                standing.revision = result.revision
+                return standing, True
+        raise SupersededError(f"job {job_id} is written by others all the time; ask again")
+
+    async def update(self, record: pb.JobRecord) -> tuple[pb.JobRecord, bool]:
+        """The record as it stands, and whether it is what the caller asked for.
+
+        Raises:
+            NotFoundError: It was deleted or has expired.
+            RecordTooLargeError: It passes the store's limit.
+        """
+        job_id = record.video.id
+        for _ in range(MAX_TRIES):
+            found = await self._own(record.tenant, job_id)
+            standing = _record(found)
+            if ended(standing):
+                return standing, same_end(standing, record)
+            if not same_owner(standing, record):
+                return standing, False
+            writes: list[Put | Delete] = [Put(found.key, encode(record))]
+            if ended(record):
+                writes.append(Delete(self._keys.live_job(job_id)))
+                writes.append(Put(self._keys.job_expiry(expires_at_ms(record), job_id), b""))
+            result = await self._writer.txn([unchanged(found.key, found.mod_revision)], writes)
+            if result.succeeded:
+                written = pb.JobRecord()
+                written.CopyFrom(record)
+                written.revision = result.revision
+                return written, True
+        raise SupersededError(f"job {job_id} is written by others all the time; ask again")
+
+    async def delete(self, tenant: str, job_id: str) -> pb.JobRecord:
+        """Removes an ended job; answers what was removed.
+
+        Raises:
+            NotFoundError: There is none of this tenant.
+            NotFinishedError: It has not ended.
+        """
+        for _ in range(MAX_TRIES):
+            found = await self._own(tenant, job_id)
+            record = _record(found)
+            if not ended(record):
+                raise NotFinishedError(f"job {job_id} has not ended; cancel it first")
+            deletes = [
+                Delete(found.key),
+                Delete(self._keys.tenant_jobs(tenant) + job_id),
+                Delete(self._keys.job_expiry(expires_at_ms(record), job_id)),
+            ]
+            if record.idempotency_key:
+                deletes.append(Delete(self._keys.job_key(tenant, record.idempotency_key)))
+            result = await self._writer.txn([unchanged(found.key, found.mod_revision)], deletes)
+            if result.succeeded:
+                return record
+        raise SupersededError(f"job {job_id} is written by others all the time; ask again")
+
+    async def list_page(
+        self, tenant: str, *, limit: int, after: str, oldest_first: bool
+    ) -> tuple[list[pb.JobRecord], bool]:
+        """Up to ``limit`` records after an id in the order asked for, and whether more follow."""
+        prefix = self._keys.tenant_jobs(tenant)
+        page = await self._store.range(
+            prefix,
+            after=prefix + after if after else None,
+            limit=limit,
+            descending=not oldest_first,
+        )
+        found = await self._all([item.key.removeprefix(prefix) for item in page.items])
+        return [_record(kv) for kv in found if kv is not None], page.more
+
+    async def expired(self, now_ms: int, *, limit: int) -> list[pb.JobRecord]:
+        """Ended records whose time is over, the oldest first."""
+        page = await self._store.range(self._keys.job_expiries, limit=limit)
+        due = []
+        for item in page.items:
+            at_ms, _, job_id = item.key.removeprefix(self._keys.job_expiries).partition("/")
+            if int(at_ms) <= now_ms:
+                due.append(job_id)
+        return [_record(kv) for kv in await self._all(due) if kv is not None]
+
+    async def known(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of the ids that have a record."""
+        found = await self._all(job_ids)
+        return [job_id for job_id, kv in zip(job_ids, found, strict=True) if kv is not None]
+
+    async def _all(self, job_ids: Sequence[str]) -> Sequence[KeyValue | None]:
+        if not job_ids:
+            return []
+        no_compare: list[Compare] = []
+        gets = [Get(self._keys.job(job_id)) for job_id in job_ids]
+        return (await self._store.txn(no_compare, gets)).gets
+
+    async def _any(self, job_id: str) -> KeyValue:
+        found = await self._store.get(self._keys.job(job_id))
+        if found is None:
+            raise NotFoundError(f"there is no job {job_id}")
+        return found
+
+    async def _own(self, tenant: str, job_id: str) -> KeyValue:
+        """One of another tenant is none: nobody learns that it exists."""
+        found = await self._any(job_id)
+        if _record(found).tenant != tenant:
+            raise NotFoundError(f"there is no job {job_id}")
+        return found
+
+
+def _record(kv: KeyValue) -> pb.JobRecord:
+    return decode(kv.value, revision=kv.mod_revision)

@@ -1,0 +1,41 @@
+"""The job records' part of a control plane, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from control_plane.fleet import FleetView
+from control_plane.jobs.book import JobBook
+from control_plane.jobs.orphans import LiveJobs, OrphanWatchers
+from control_plane.jobs.service import JobService, Observe
+from control_plane.keys import Keys
+from control_plane.store.port import Store
+from control_plane.store.writer import FencedWriter
+from reelkit.clock import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Jobs:
+    """What the app serves, fills and stops."""
+
+    service: JobService
+    live: LiveJobs
+    watchers: OrphanWatchers
+
+
+def make_jobs(
+    *,
+    store: Store,
+    writer: FencedWriter,
+    keys: Keys,
+    fleet: FleetView,
+    clock: Clock,
+    heartbeat_s: float,
+    observe: Observe,
+) -> Jobs:
+    """The part for one region; ``observe`` is told of each call."""
+    live = LiveJobs(keys=keys, on_change=fleet.wake)
+    watchers = OrphanWatchers(live=live, fleet=fleet, clock=clock, heartbeat_s=heartbeat_s)
+    book = JobBook(store=store, writer=writer, keys=keys)
+    service = JobService(book=book, watchers=watchers, observe=observe)
+    return Jobs(service=service, live=live, watchers=watchers)

@@ -1,0 +1,175 @@
+"""The gRPC face of the job records: calls in, errors out by the one table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import structlog
+from reelmesh.v1 import job_service_pb2 as pb
+from reelmesh.v1 import job_service_pb2_grpc as pb_grpc
+
+from control_plane.errors import ControlPlaneError, InvalidRequestError, abort
+from control_plane.jobs.book import JobBook
+from control_plane.jobs.orphans import OrphanWatchers
+from control_plane.jobs.records import MAX_ID_CHARS, check
+
+_log = structlog.get_logger("control_plane.jobs")
+
+MAX_PAGE: Final = 100
+
+SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["JobService"].full_name
+
+Req = TypeVar("Req")
+Resp = TypeVar("Resp")
+Observe = Callable[[str, str], None]
+
+
+class JobService(pb_grpc.JobServiceServicer):
+    """Serves one region's records on this replica.
+
+    Args:
+        observe: Told the method and the outcome of each call.
+    """
+
+    def __init__(self, *, book: JobBook, watchers: OrphanWatchers, observe: Observe) -> None:
+        self._book = book
+        self._watchers = watchers
+        self._observe = observe
+
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.CreateJobResponse:  # noqa: N802 - gRPC names it
+        """See job_service.proto."""
+        return await self._answer("CreateJob", self._create, request, context)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("GetJob", self._get, request, context)
+
+    async def FindJobByKey(  # noqa: N802 - as above
+        self, request: pb.FindJobByKeyRequest, context: Any
+    ) -> pb.FindJobByKeyResponse:
+        """See job_service.proto."""
+        return await self._answer("FindJobByKey", self._find, request, context)
+
+    async def ClaimJob(self, request: pb.ClaimJobRequest, context: Any) -> pb.ClaimJobResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("ClaimJob", self._claim, request, context)
+
+    async def UpdateJob(self, request: pb.UpdateJobRequest, context: Any) -> pb.UpdateJobResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("UpdateJob", self._update, request, context)
+
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> pb.DeleteJobResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("DeleteJob", self._delete, request, context)
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("ListJobs", self._list, request, context)
+
+    async def ListExpiredJobs(  # noqa: N802 - as above
+        self, request: pb.ListExpiredJobsRequest, context: Any
+    ) -> pb.ListExpiredJobsResponse:
+        """See job_service.proto."""
+        return await self._answer("ListExpiredJobs", self._expired, request, context)
+
+    async def KnownJobs(self, request: pb.KnownJobsRequest, context: Any) -> pb.KnownJobsResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("KnownJobs", self._known, request, context)
+
+    async def WatchOrphans(  # type: ignore[override]  # noqa: N802  # grpc.aio also takes coroutines that write
+        self, request: pb.WatchOrphansRequest, context: Any
+    ) -> None:
+        """See job_service.proto."""
+        try:
+            async with contextlib.aclosing(self._watchers.serve(request)) as responses:
+                async for response in responses:
+                    await context.write(response)
+        except ControlPlaneError as error:
+            await abort(context, error)
+
+    async def _answer(
+        self,
+        method: str,
+        work: Callable[[Req], Awaitable[Resp]],
+        request: Req,
+        context: Any,
+    ) -> Resp:
+        try:
+            response = await work(request)
+        except ControlPlaneError as error:
+            self._observe(method, error.code)
+            await abort(context, error)
+        except Exception:  # noqa: BLE001  # the process boundary, and it logs
+            self._observe(method, "INTERNAL")
+            _log.exception("call failed", method=method)
+            await abort(context, ControlPlaneError())
+        self._observe(method, "OK")
+        return response
+
+    # --- the calls ---
+
+    async def _create(self, request: pb.CreateJobRequest) -> pb.CreateJobResponse:
+        check(request.job)
+        job, created = await self._book.create(request.job)
+        return pb.CreateJobResponse(job=job, created=created)
+
+    async def _get(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
+        _check_id("job_id", request.job_id)
+        return pb.GetJobResponse(job=await self._book.get(request.tenant, request.job_id))
+
+    async def _find(self, request: pb.FindJobByKeyRequest) -> pb.FindJobByKeyResponse:
+        job = await self._book.find_key(request.tenant, request.idempotency_key)
+        return pb.FindJobByKeyResponse(job=job)
+
+    async def _claim(self, request: pb.ClaimJobRequest) -> pb.ClaimJobResponse:
+        for field in ("job_id", "gateway_id", "incarnation"):
+            _check_id(field, getattr(request, field))
+        job, claimed = await self._book.claim(
+            request.job_id,
+            epoch=request.epoch,
+            gateway_id=request.gateway_id,
+            incarnation=request.incarnation,
+        )
+        return pb.ClaimJobResponse(job=job, claimed=claimed)
+
+    async def _update(self, request: pb.UpdateJobRequest) -> pb.UpdateJobResponse:
+        check(request.job)
+        job, written = await self._book.update(request.job)
+        return pb.UpdateJobResponse(job=job, written=written)
+
+    async def _delete(self, request: pb.DeleteJobRequest) -> pb.DeleteJobResponse:
+        _check_id("job_id", request.job_id)
+        return pb.DeleteJobResponse(job=await self._book.delete(request.tenant, request.job_id))
+
+    async def _list(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        _check_count("page_size", request.page_size)
+        jobs, more = await self._book.list_page(
+            request.tenant,
+            limit=request.page_size,
+            after=request.after_job_id,
+            oldest_first=request.oldest_first,
+        )
+        return pb.ListJobsResponse(jobs=jobs, more=more)
+
+    async def _expired(self, request: pb.ListExpiredJobsRequest) -> pb.ListExpiredJobsResponse:
+        _check_count("limit", request.limit)
+        jobs = await self._book.expired(request.now.ToMilliseconds(), limit=request.limit)
+        return pb.ListExpiredJobsResponse(jobs=jobs)
+
+    async def _known(self, request: pb.KnownJobsRequest) -> pb.KnownJobsResponse:
+        if len(request.job_ids) > MAX_PAGE:
+            raise InvalidRequestError("job_ids", f"must be at most {MAX_PAGE}")
+        return pb.KnownJobsResponse(job_ids=await self._book.known(request.job_ids))
+
+
+def _check_id(field: str, value: str) -> None:
+    if not 1 <= len(value) <= MAX_ID_CHARS or "/" in value:
+        raise InvalidRequestError(field, f"must have 1 to {MAX_ID_CHARS} characters and no '/'")
+
+
+def _check_count(field: str, count: int) -> None:
+    if not 1 <= count <= MAX_PAGE:
+        nearest = min(max(count, 1), MAX_PAGE)
+        raise InvalidRequestError(field, f"must be 1 to {MAX_PAGE}, such as {nearest}, not {count}")
