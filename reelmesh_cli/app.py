@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from reelkit.extras import DISTRIBUTION, MissingExtraError
+from reelkit.help_text import flow
 from reelmesh_cli import console
 from reelmesh_cli.commands import batch, demo, generate, up
 from reelmesh_cli.errors import CommandError
-from reelmesh_cli.help_text import flow
 from wan_t2v_sdk import InvalidRequestError, ReelmeshError
 
 HELP = """Self-hosted text-to-video: a sentence in, an MP4 out.

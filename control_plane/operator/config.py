@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
+from control_plane.operator.loopback import is_loopback
 from reelkit.settings import Address, Settings
 from reelkit.tokens.config import IssuerSettings, TokenSettings, check_issuers_differ
 
@@ -70,14 +70,3 @@ class OperatorSettings(Settings):
                 "127.0.0.1: operators' tokens do not cross a network in plain text"
             )
         return self
-
-
-def is_loopback(address: str) -> bool:
-    """Whether ``host:port`` can only be reached from its own host."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

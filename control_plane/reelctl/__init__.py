@@ -1,0 +1,1 @@
+"""``reelctl``: what operators type."""

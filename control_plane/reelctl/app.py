@@ -1,0 +1,89 @@
+"""``reelctl``: its commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from control_plane.reelctl.commands import gateway, node, region
+from control_plane.reelctl.errors import CtlError
+from control_plane.reelctl.output import print_error, say
+from reelkit.extras import DISTRIBUTION
+from reelkit.help_text import flow
+
+HELP = """Look at a mesh and steer it: nodes, gateways, regions.
+
+\b
+  reelctl node list --watch
+  reelctl node events ap-node-0
+  reelctl node drain ap-node-0 --wait
+  reelctl region drain eu --reason "power works"
+
+The control plane is that of --endpoint and --token, else of REELCTL_ENDPOINT and
+REELCTL_TOKEN, else the mesh of --mesh, of REELMESH_STATE_DIR, or of mesh-state/mesh.json
+below this folder.
+
+Exit codes: 0 done, 1 failed, 2 asked for something impossible, 130 interrupted."""
+
+INTERRUPTED_CODE = 130
+
+app = typer.Typer(
+    name="reelctl",
+    help=flow(HELP),
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    rich_markup_mode="rich",
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"reelctl {importlib.metadata.version(DISTRIBUTION)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+app.add_typer(node.app, name="node")
+app.add_typer(gateway.app, name="gateway")
+app.add_typer(region.app, name="region")
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # Not standalone: it would turn errors into exits of its own.
+        result = app(arguments, standalone_mode=False)
+    except CtlError as error:
+        print_error(error)
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return INTERRUPTED_CODE
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, such as `head`.
+        sys.stderr.close()
+        return 0
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,184 @@
+"""Calls of OperatorService, by the regions that a target names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+from reelmesh.v1 import operator_service_pb2 as op
+from reelmesh.v1 import region_pb2
+from reelmesh.v1.operator_service_pb2_grpc import OperatorServiceStub
+
+from control_plane.operator.loopback import is_loopback
+from control_plane.reelctl.errors import CtlError, NoAnswerError, NotFoundError, UsageError
+from control_plane.reelctl.target import Site, Target
+
+T = TypeVar("T")
+
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class OperatorClient:
+    """Speaks to each region's control planes; :func:`connect` makes and closes it."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._channels: dict[str, grpc.Channel] = {}
+
+    def close(self) -> None:
+        """Closes every connection."""
+        for channel in self._channels.values():
+            channel.close()
+
+    def nodes(self, *, with_status: bool) -> list[op.NodeView]:
+        """The nodes of every region, by region and name."""
+        request = op.ListNodesRequest(with_status=with_status)
+        return [
+            node
+            for site in self._target.sites
+            for node in self._ask(site, lambda stub: stub.ListNodes, request).nodes
+        ]
+
+    def gateways(self) -> list[op.GatewayView]:
+        """The gateways of every region."""
+        request = op.ListGatewaysRequest()
+        return [
+            gateway
+            for site in self._target.sites
+            for gateway in self._ask(site, lambda stub: stub.ListGateways, request).gateways
+        ]
+
+    def node_events(self, node_id: str) -> list[op.NodeEventRecord]:
+        """How a node's state changed, the newest last."""
+        request = op.ListNodeEventsRequest(node_id=node_id)
+        return list(self._of_the_node(node_id, lambda stub: stub.ListNodeEvents, request).events)
+
+    def set_node_policy(self, node_id: str, *, cordoned: bool, draining: bool) -> op.NodeView:
+        """Says what is wanted of a node."""
+        request = op.SetNodePolicyRequest(node_id=node_id, cordoned=cordoned, draining=draining)
+        node: op.NodeView = self._of_the_node(
+            node_id, lambda stub: stub.SetNodePolicy, request
+        ).node
+        return node
+
+    def regions(self) -> list[region_pb2.RegionView]:
+        """Every region, as the first site that answers has them: all read the same store."""
+        request = op.OperatorServiceListRegionsRequest()
+        return list(self._any_site(lambda stub: stub.ListRegions, request).regions)
+
+    def set_region_policy(
+        self, region: str, *, draining: bool, reason: str
+    ) -> region_pb2.RegionView:
+        """Says what is wanted of a region."""
+        request = op.SetRegionPolicyRequest(region=region, draining=draining, reason=reason)
+        view: region_pb2.RegionView = self._any_site(
+            lambda stub: stub.SetRegionPolicy, request
+        ).region
+        return view
+
+    def _of_the_node(self, node_id: str, method: Callable[[Any], Any], request: Any) -> Any:
+        """The answer of the region that has the node."""
+        missing: list[str] = []
+        for site in self._target.sites:
+            try:
+                return self._ask(site, method, request)
+            except NotFoundError:
+                missing.append(site.region)
+        where = f" in {', '.join(missing)}" if any(missing) else ""
+        raise NotFoundError(f"there is no node {node_id!r}{where}", hint="see `reelctl node list`")
+
+    def _any_site(self, method: Callable[[Any], Any], request: Any) -> Any:
+        last: NoAnswerError | None = None
+        for site in self._target.sites:
+            try:
+                return self._ask(site, method, request)
+            except NoAnswerError as error:
+                last = error
+        raise last or UsageError("no control plane is known")
+
+    def _ask(self, site: Site, method: Callable[[Any], Any], request: Any) -> Any:
+        """The answer of the first control plane of the region that gives one."""
+        last: grpc.RpcError | None = None
+        for address in site.addresses:
+            stub = OperatorServiceStub(self._channel(address))
+            try:
+                return method(stub)(
+                    request,
+                    timeout=self._target.timeout_s,
+                    metadata=(("authorization", f"Bearer {self._target.token}"),),
+                )
+            except grpc.RpcError as error:
+                if error.code() not in _AWAY:
+                    raise _told(error, address) from None
+                last = error
+        raise _told(last, ", ".join(site.addresses)) from None
+
+    def _channel(self, address: str) -> grpc.Channel:
+        if address not in self._channels:
+            self._channels[address] = self._open(address)
+        return self._channels[address]
+
+    def _open(self, address: str) -> grpc.Channel:
+        if self._target.ca is None and is_loopback(address):
+            return grpc.insecure_channel(address)
+        # Never in plain text over a network: the token would be read on the way.
+        roots = None
+        if self._target.ca is not None:
+            try:
+                roots = self._target.ca.read_bytes()
+            except OSError as error:
+                raise UsageError(
+                    f"--ca {self._target.ca}: cannot be read: {error.strerror}"
+                ) from None
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(roots))
+
+
+@contextmanager
+def connect(target: Target) -> Iterator[OperatorClient]:
+    """A client for as long as the block runs."""
+    client = OperatorClient(target)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _told(error: Any, address: str) -> CtlError:
+    """What went wrong, for the person, and what to do next."""
+    if error is None:
+        return NoAnswerError("no control plane is known")
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return CtlError(
+            f"the token is not taken: {details}",
+            hint="pass one that holds with --token or REELCTL_TOKEN, or --mesh DIR/mesh.json",
+        )
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return CtlError(details)
+    if code is grpc.StatusCode.NOT_FOUND:
+        return NotFoundError(details)
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return CtlError(details, hint="give its control plane a global_etcd, and it knows regions")
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return UsageError(details)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return CtlError(
+            f"{address} does not offer this",
+            hint="is it the operators' listener (operator.listen), of a control plane as new "
+            "as this reelctl?",
+        )
+    if code is grpc.StatusCode.UNAVAILABLE and error.trailing_metadata():
+        # The control plane answered: it is its store that does not.
+        return NoAnswerError(f"{address}: {details}")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return NoAnswerError(
+            f"no control plane answers at {address}",
+            hint="is it up, and is this its operator.listen? over a network it has to speak TLS",
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return NoAnswerError(
+            f"{address} gave no answer in time", hint="give it more time with --timeout"
+        )
+    return CtlError(f"{address}: {code.name}: {details}")

@@ -1,0 +1,38 @@
+"""What ``reelctl`` says when it cannot go on.
+
+::
+
+    CtlError            one line for the person, and what to do next; exit code 1
+    ├── UsageError      it was asked for something impossible; exit code 2
+    ├── NotFoundError   nothing of that name
+    └── NoAnswerError   nobody answers at the endpoint
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CtlError(Exception):
+    """Ends the command with a message, and a hint on what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(CtlError):
+    """It was asked for something impossible."""
+
+    exit_code = 2
+
+
+class NotFoundError(CtlError):
+    """Nothing of that name is known there."""
+
+
+class NoAnswerError(CtlError):
+    """Nobody answers at the endpoint."""
