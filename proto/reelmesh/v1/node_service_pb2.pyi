@@ -31,6 +31,7 @@ class RunRequest(_message.Message):
     AFTER_N_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     epoch: _builtins.int
     attempt: _builtins.int
@@ -45,6 +46,10 @@ class RunRequest(_message.Message):
     """A test of the node itself, smaller than what clients ask for: the node does not
     judge its speed by it.
     """
+    alone: _builtins.bool
+    """A worker has died under this job: it begins once its worker has nothing else
+    in hand, and the worker takes nothing more until it has ended.
+    """
     @_builtins.property
     def spec(self) -> _video_pb2.ResolvedSpec: ...
     def __init__(
@@ -58,10 +63,11 @@ class RunRequest(_message.Message):
         after_n: _builtins.int = ...,
         deadline_s: _builtins.float | None = ...,
         canary: _builtins.bool = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "after_n", b"after_n", "attempt", b"attempt", "canary", b"canary", "deadline_s", b"deadline_s", "epoch", b"epoch", "job_id", b"job_id", "spec", b"spec", "tenant", b"tenant", "try", b"try"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "after_n", b"after_n", "alone", b"alone", "attempt", b"attempt", "canary", b"canary", "deadline_s", b"deadline_s", "epoch", b"epoch", "job_id", b"job_id", "spec", b"spec", "tenant", b"tenant", "try", b"try"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015

@@ -28,7 +28,7 @@ from reelmesh.v1 import node_service_pb2 as reelmesh_dot_v1_dot_node__service__p
 from reelmesh.v1 import video_pb2 as reelmesh_dot_v1_dot_video__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18reelmesh/v1/worker.proto\x12\x0breelmesh.v1\x1a\x17reelmesh/v1/model.proto\x1a\x16reelmesh/v1/node.proto\x1a\x1ereelmesh/v1/node_service.proto\x1a\x17reelmesh/v1/video.proto\"\xd2\x01\n\rWorkerCommand\x12\'\n\x04load\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.WorkerLoadH\x00\x12/\n\x08generate\x18\x02 \x01(\x0b\x32\x1b.reelmesh.v1.WorkerGenerateH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.WorkerCancelH\x00\x12/\n\x08shutdown\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.WorkerShutdownH\x00\x42\t\n\x07\x63ommand\"@\n\nWorkerLoad\x12\x11\n\tmodel_dir\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07threads\x18\x03 \x01(\r\"o\n\x0eWorkerGenerate\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\'\n\x04spec\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.ResolvedSpec\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\".\n\x0cWorkerCancel\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0eWorkerShutdown\"\xb7\x02\n\x0bWorkerEvent\x12\x31\n\theartbeat\x18\x01 \x01(\x0b\x32\x1c.reelmesh.v1.WorkerHeartbeatH\x00\x12/\n\x05state\x18\x02 \x01(\x0b\x32\x1e.reelmesh.v1.WorkerStateChangeH\x00\x12+\n\x06loaded\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.WorkerLoadedH\x00\x12*\n\x03run\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.WorkerRunEventH\x00\x12)\n\x05\x66\x61tal\x18\x05 \x01(\x0b\x32\x18.reelmesh.v1.WorkerFatalH\x00\x12\x37\n\x0b\x64\x65vice_done\x18\x06 \x01(\x0b\x32 .reelmesh.v1.WorkerRunDeviceDoneH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fWorkerHeartbeat\"L\n\x11WorkerStateChange\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.reelmesh.v1.WorkerState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"O\n\x0cWorkerLoaded\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12\x18\n\x10units_per_second\x18\x02 \x01(\x01\"G\n\x0eWorkerRunEvent\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.NodeEvent\"%\n\x13WorkerRunDeviceDone\x12\x0e\n\x06run_id\x18\x01 \x01(\t\",\n\x0bWorkerFatal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18reelmesh/v1/worker.proto\x12\x0breelmesh.v1\x1a\x17reelmesh/v1/model.proto\x1a\x16reelmesh/v1/node.proto\x1a\x1ereelmesh/v1/node_service.proto\x1a\x17reelmesh/v1/video.proto\"\xd2\x01\n\rWorkerCommand\x12\'\n\x04load\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.WorkerLoadH\x00\x12/\n\x08generate\x18\x02 \x01(\x0b\x32\x1b.reelmesh.v1.WorkerGenerateH\x00\x12+\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.WorkerCancelH\x00\x12/\n\x08shutdown\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.WorkerShutdownH\x00\x42\t\n\x07\x63ommand\"@\n\nWorkerLoad\x12\x11\n\tmodel_dir\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07threads\x18\x03 \x01(\r\"\x97\x01\n\x0eWorkerGenerate\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\'\n\x04spec\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.ResolvedSpec\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12\x17\n\ndeadline_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_deadline_s\".\n\x0cWorkerCancel\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x10\n\x0eWorkerShutdown\"\xb7\x02\n\x0bWorkerEvent\x12\x31\n\theartbeat\x18\x01 \x01(\x0b\x32\x1c.reelmesh.v1.WorkerHeartbeatH\x00\x12/\n\x05state\x18\x02 \x01(\x0b\x32\x1e.reelmesh.v1.WorkerStateChangeH\x00\x12+\n\x06loaded\x18\x03 \x01(\x0b\x32\x19.reelmesh.v1.WorkerLoadedH\x00\x12*\n\x03run\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.WorkerRunEventH\x00\x12)\n\x05\x66\x61tal\x18\x05 \x01(\x0b\x32\x18.reelmesh.v1.WorkerFatalH\x00\x12\x37\n\x0b\x64\x65vice_done\x18\x06 \x01(\x0b\x32 .reelmesh.v1.WorkerRunDeviceDoneH\x00\x42\x07\n\x05\x65vent\"\x11\n\x0fWorkerHeartbeat\"L\n\x11WorkerStateChange\x12\'\n\x05state\x18\x01 \x01(\x0e\x32\x18.reelmesh.v1.WorkerState\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"d\n\x0cWorkerLoaded\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12\x18\n\x10units_per_second\x18\x02 \x01(\x01\x12\x13\n\x0b\x64\x65vice_uuid\x18\x03 \x01(\t\"G\n\x0eWorkerRunEvent\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.NodeEvent\"%\n\x13WorkerRunDeviceDone\x12\x0e\n\x06run_id\x18\x01 \x01(\t\",\n\x0bWorkerFatal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,24 +39,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCOMMAND']._serialized_end=358
   _globals['_WORKERLOAD']._serialized_start=360
   _globals['_WORKERLOAD']._serialized_end=424
-  _globals['_WORKERGENERATE']._serialized_start=426
-  _globals['_WORKERGENERATE']._serialized_end=537
-  _globals['_WORKERCANCEL']._serialized_start=539
-  _globals['_WORKERCANCEL']._serialized_end=585
-  _globals['_WORKERSHUTDOWN']._serialized_start=587
-  _globals['_WORKERSHUTDOWN']._serialized_end=603
-  _globals['_WORKEREVENT']._serialized_start=606
-  _globals['_WORKEREVENT']._serialized_end=917
-  _globals['_WORKERHEARTBEAT']._serialized_start=919
-  _globals['_WORKERHEARTBEAT']._serialized_end=936
-  _globals['_WORKERSTATECHANGE']._serialized_start=938
-  _globals['_WORKERSTATECHANGE']._serialized_end=1014
-  _globals['_WORKERLOADED']._serialized_start=1016
-  _globals['_WORKERLOADED']._serialized_end=1095
-  _globals['_WORKERRUNEVENT']._serialized_start=1097
-  _globals['_WORKERRUNEVENT']._serialized_end=1168
-  _globals['_WORKERRUNDEVICEDONE']._serialized_start=1170
-  _globals['_WORKERRUNDEVICEDONE']._serialized_end=1207
-  _globals['_WORKERFATAL']._serialized_start=1209
-  _globals['_WORKERFATAL']._serialized_end=1253
+  _globals['_WORKERGENERATE']._serialized_start=427
+  _globals['_WORKERGENERATE']._serialized_end=578
+  _globals['_WORKERCANCEL']._serialized_start=580
+  _globals['_WORKERCANCEL']._serialized_end=626
+  _globals['_WORKERSHUTDOWN']._serialized_start=628
+  _globals['_WORKERSHUTDOWN']._serialized_end=644
+  _globals['_WORKEREVENT']._serialized_start=647
+  _globals['_WORKEREVENT']._serialized_end=958
+  _globals['_WORKERHEARTBEAT']._serialized_start=960
+  _globals['_WORKERHEARTBEAT']._serialized_end=977
+  _globals['_WORKERSTATECHANGE']._serialized_start=979
+  _globals['_WORKERSTATECHANGE']._serialized_end=1055
+  _globals['_WORKERLOADED']._serialized_start=1057
+  _globals['_WORKERLOADED']._serialized_end=1157
+  _globals['_WORKERRUNEVENT']._serialized_start=1159
+  _globals['_WORKERRUNEVENT']._serialized_end=1230
+  _globals['_WORKERRUNDEVICEDONE']._serialized_start=1232
+  _globals['_WORKERRUNDEVICEDONE']._serialized_end=1269
+  _globals['_WORKERFATAL']._serialized_start=1271
+  _globals['_WORKERFATAL']._serialized_end=1315
 # @@protoc_insertion_point(module_scope)

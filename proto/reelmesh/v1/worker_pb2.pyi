@@ -96,11 +96,14 @@ class WorkerGenerate(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    DEADLINE_S_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Unique in the life of the agent: a job may come twice."""
     attempt: _builtins.int
     traceparent: _builtins.str
     """W3C trace context of the span that the run belongs to."""
+    deadline_s: _builtins.float
+    """Seconds from receipt after which the run is dropped; unset: none."""
     @_builtins.property
     def spec(self) -> _video_pb2.ResolvedSpec: ...
     def __init__(
@@ -110,12 +113,15 @@ class WorkerGenerate(_message.Message):
         attempt: _builtins.int = ...,
         spec: _video_pb2.ResolvedSpec | None = ...,
         traceparent: _builtins.str = ...,
+        deadline_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "run_id", b"run_id", "spec", b"spec", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "attempt", b"attempt", "deadline_s", b"deadline_s", "run_id", b"run_id", "spec", b"spec", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
+    _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_s) -> _WhichOneofReturnType__deadline_s | None: ...
 
 Global___WorkerGenerate: _TypeAlias = WorkerGenerate  # noqa: Y015
 
@@ -245,8 +251,13 @@ class WorkerLoaded(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     UNITS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DEVICE_UUID_FIELD_NUMBER: _builtins.int
     units_per_second: _builtins.float
     """Work units a second, from the warm-up generation."""
+    device_uuid: _builtins.str
+    """As NVML names it, "GPU-..."; empty for a CPU. The agent's numbering may differ
+    from CUDA's.
+    """
     @_builtins.property
     def model(self) -> _model_pb2.ModelInfo: ...
     def __init__(
@@ -254,10 +265,11 @@ class WorkerLoaded(_message.Message):
         *,
         model: _model_pb2.ModelInfo | None = ...,
         units_per_second: _builtins.float = ...,
+        device_uuid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "units_per_second", b"units_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_uuid", b"device_uuid", "model", b"model", "units_per_second", b"units_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
