@@ -78,6 +78,8 @@ class ExecutionTable:
         on_end: Callable[[Execution], None] = lambda _execution: None,
     ) -> None:
         self.admitting = True
+        self.barred: frozenset[str] = frozenset()
+        """Workers that are given nothing new; see :meth:`bar`."""
         self.speed = speed
         self._gate = gate
         self._limits = limits
@@ -103,12 +105,10 @@ class ExecutionTable:
         current = self._jobs.get(request.job_id)
         if current is not None and self._attaches(current, claim):
             self._take_over(current, claim, now_s=now_s)
-            execution = current
-        else:
-            execution = self._admit(request, claim, now_s=now_s, traceparent=traceparent)
-        if request.HasField("deadline_s"):
-            execution.deadline_at_s = now_s + request.deadline_s
-        return execution
+            if request.HasField("deadline_s"):
+                current.deadline_at_s = now_s + request.deadline_s
+            return current
+        return self._admit(request, claim, now_s=now_s, traceparent=traceparent)
 
     def cancel(self, job_id: str, *, epoch: int, reason: str, now_s: float) -> bool:
         """Stops the live run of a job; False where there is none.
@@ -212,7 +212,7 @@ class ExecutionTable:
         slots = self._slots.get(execution.worker_id)
         if slots is not None:
             slots.device_done(execution, now_s=now_s)
-            self._dispatch(slots)
+            self._dispatch(slots, now_s=now_s)
         self.on_change(True)
 
     def _on_progress(self, execution: Execution, event: ProgressEvent, *, now_s: float) -> None:
@@ -238,7 +238,7 @@ class ExecutionTable:
             if execution.phase is Phase.ENDED:
                 if now_s - (execution.ended_s or 0.0) >= self._limits.keep_s:
                     self._jobs.forget(execution)
-            elif execution.deadline_at_s is not None and now_s >= execution.deadline_at_s:
+            elif execution.overdue(now_s):
                 self._stop(execution, "deadline", now_s=now_s)
             elif (
                 execution.orphaned_s is not None
@@ -252,6 +252,12 @@ class ExecutionTable:
             self._abandon(execution, code, now_s=now_s)
             self._fail(execution, code=code, message=message, retryable=True, now_s=now_s)
 
+    def bar(self, worker_ids: frozenset[str]) -> None:
+        """Gives these workers nothing new, as their devices fail; what they hold goes on."""
+        if worker_ids != self.barred:
+            self.barred = worker_ids
+            self.on_change(True)
+
     # --- what others read ---
 
     def live(self) -> list[Execution]:
@@ -264,7 +270,7 @@ class ExecutionTable:
 
     def free_slots(self) -> int:
         """Runs that would be admitted now."""
-        return sum(slots.free for slots in self._slots.values()) if self.admitting else 0
+        return sum(slots.free for slots in self._open_slots())
 
     def remaining_work_s(self) -> float:
         """Seconds until the first of the workers is out of work; 0 where one is idle."""
@@ -291,6 +297,12 @@ class ExecutionTable:
 
     # --- how it is done ---
 
+    def _open_slots(self) -> list[WorkerSlots]:
+        """Those of the workers that may be given something."""
+        if not self.admitting:
+            return []
+        return [slots for slots in self._slots.values() if slots.worker_id not in self.barred]
+
     @staticmethod
     def _attaches(current: Execution, claim: Claim) -> bool:
         if claim == current.claim:
@@ -315,7 +327,7 @@ class ExecutionTable:
     ) -> Execution:
         former = self._jobs.get(request.job_id)
         self._supersede(former, claim, now_s=now_s)
-        open_slots = [s for s in self._slots.values() if s.free > 0] if self.admitting else []
+        open_slots = [slots for slots in self._open_slots() if slots.free > 0]
         if not open_slots:
             raise NotAdmittedError(self.remaining_work_s())
         slots = min(open_slots, key=lambda s: (self.speed.seconds(s.units_left), len(s.held)))
@@ -330,13 +342,15 @@ class ExecutionTable:
             admitted_s=now_s,
             traceparent=traceparent,
             canary=request.canary,
+            alone=request.alone,
+            deadline_at_s=now_s + request.deadline_s if request.HasField("deadline_s") else None,
             # Until its stream attaches: a caller that vanished at once must not hold a slot.
             orphaned_s=now_s,
         )
         self._jobs.put(execution)
         self._runs[execution.run_id] = execution
         slots.admit(execution)
-        self._dispatch(slots)
+        self._dispatch(slots, now_s=now_s)
         self.on_change(True)
         return execution
 
@@ -350,8 +364,12 @@ class ExecutionTable:
         former.log.wake()
         self._jobs.forget(former)
 
-    def _dispatch(self, slots: WorkerSlots) -> None:
-        for execution in slots.to_dispatch():
+    def _dispatch(self, slots: WorkerSlots, *, now_s: float) -> None:
+        overdue = [e for e in slots.held if not e.dispatched and e.overdue(now_s)]
+        for execution in overdue:
+            # Not left to the next look at the time: the device would begin it meanwhile.
+            self._stop(execution, "deadline", now_s=now_s)
+        for execution in slots.to_dispatch(now_s=now_s):
             self._gate.generate(execution)
 
     def _stop(self, execution: Execution, reason: str, *, now_s: float) -> None:
@@ -399,7 +417,7 @@ class ExecutionTable:
         slots = self._slots.get(execution.worker_id)
         if slots is not None:
             slots.remove(execution, now_s=now_s)
-            self._dispatch(slots)
+            self._dispatch(slots, now_s=now_s)
 
     def _bound_bytes(self, growing: Execution, *, now_s: float) -> None:
         """Keeps within the byte bound: oldest ended runs go first, then the growing one."""

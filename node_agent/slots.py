@@ -3,6 +3,10 @@
 Pure bookkeeping. Runs that are being cancelled keep the device for up to a step, but
 no longer count as admitted; runs whose device part is done are a tail that is still
 encoded, and count as neither.
+
+A run that is ``alone`` (a worker has died under its job) shares its worker with nothing
+that could be lost: it is handed over once the worker holds nothing else, tails included,
+and nothing is admitted behind it until it has ended.
 """
 
 from __future__ import annotations
@@ -51,11 +55,14 @@ class Execution:
     deadline_at_s: float | None = None
     canary: bool = False
     """A test of the node: its time says nothing of what clients' jobs take."""
+    alone: bool = False
+    """A worker has died under its job: it has a worker to itself."""
     log: EventLog = field(default_factory=EventLog)
     phase: Phase = Phase.WAITING
     outcome: str = ""
     progress: float = 0.0
-    dispatched: bool = False
+    dispatched_s: float | None = None
+    """When the worker was told of it."""
     closing: str = ""
     """Why a cancel is on its way, after which nothing may attach any more."""
     started_s: float | None = None
@@ -73,6 +80,15 @@ class Execution:
     def claim(self) -> Claim:
         """What a newer owner's (epoch, try) must exceed or equal."""
         return (self.epoch, self.try_number)
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether the worker knows of it."""
+        return self.dispatched_s is not None
+
+    def overdue(self, now_s: float) -> bool:
+        """Whether its deadline has passed."""
+        return self.deadline_at_s is not None and now_s >= self.deadline_at_s
 
     @property
     def units_left(self) -> float:
@@ -94,7 +110,9 @@ class WorkerSlots:
 
     @property
     def free(self) -> int:
-        """Runs that can be admitted now."""
+        """Runs that can be admitted now; none beside one that has the worker to itself."""
+        if any(run.alone for run in self.all_runs()):
+            return 0
         return max(0, MAX_HELD - sum(not run.closing for run in self.held))
 
     @property
@@ -107,16 +125,18 @@ class WorkerSlots:
         execution.worker_id = self.worker_id
         self.held.append(execution)
 
-    def to_dispatch(self) -> list[Execution]:
+    def to_dispatch(self, *, now_s: float) -> list[Execution]:
         """The runs that the worker should be told of now; marks them as told.
 
         Two at most are with the worker, cancelled ones that it has not yet let go of
-        included: it starts the second without asking back.
+        included: it starts the second without asking back. One that is alone waits here
+        until the worker has let go of everything else.
         """
         with_worker = sum(run.dispatched for run in self.held)
         ready = [run for run in self.held if not run.dispatched][: MAX_HELD - with_worker]
+        ready = [run for run in ready if not run.alone or self.all_runs() == [run]]
         for run in ready:
-            run.dispatched = True
+            run.dispatched_s = now_s
         return ready
 
     def device_done(self, execution: Execution, *, now_s: float) -> None:
@@ -142,10 +162,12 @@ class WorkerSlots:
         """Longest time that a run which should progress said nothing; 0 when idle.
 
         The tails, and the first run that the worker was told of, counted from when
-        it could begin.
+        it could begin. So every stage is covered: text and denoising and decoding of the
+        first run, encoding of the tails.
         """
         waits = [now_s - (run.last_event_s or run.admitted_s) for run in self.tails]
         for run in self.held[:1]:
-            began_s = max(run.admitted_s, self.device_free_s)
-            waits.append(now_s - max(run.last_event_s or 0.0, began_s))
+            if run.dispatched_s is not None:
+                began_s = max(run.dispatched_s, self.device_free_s)
+                waits.append(now_s - max(run.last_event_s or 0.0, began_s))
         return max(waits, default=0.0)

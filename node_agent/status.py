@@ -195,6 +195,7 @@ class StatusBoard:
                 epoch=execution.epoch,
                 running=execution.phase is not Phase.WAITING,
                 progress=execution.progress,
+                attempt=execution.attempt,
             )
             # "try" is a keyword of Python: the field can only be set by name.
             setattr(entry, "try", execution.try_number)

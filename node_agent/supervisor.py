@@ -33,6 +33,8 @@ class Supervisor:
             spec=execution.spec,
             traceparent=execution.traceparent,
         )
+        if execution.deadline_at_s is not None and execution.dispatched_s is not None:
+            generate.deadline_s = execution.deadline_at_s - execution.dispatched_s
         self._by_id[execution.worker_id].send(WorkerCommand(generate=generate))
 
     def cancel(self, execution: Execution, reason: str) -> None:

@@ -54,6 +54,8 @@ class Run:
     spec: video_pb2.ResolvedSpec
     traceparent: str
     send: SendEvent
+    deadline_s: float | None = None
+    """From receipt; the agent cancels it too, but may be slow or stopped."""
     received_s: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
 
@@ -75,8 +77,16 @@ class Run:
         """Whether its terminal event was sent."""
         return self._ended
 
+    @property
+    def overdue(self) -> bool:
+        """Whether its deadline has passed."""
+        waited_s = time.monotonic() - self.received_s
+        return self.deadline_s is not None and waited_s >= self.deadline_s
+
     def begin(self) -> bool:
-        """Takes it to the device; False where it was cancelled while it waited."""
+        """Takes it to the device; False where it was cancelled while it waited, or too late."""
+        if self.overdue:
+            self.end_cancelled("deadline")
         with self._lock:
             if self._ended:
                 return False
@@ -96,12 +106,15 @@ class Run:
         """Returns while the run is wanted.
 
         Raises:
-            RunCancelledError: It was cancelled, or ended by another thread's failure.
+            RunCancelledError: It was cancelled, is past its deadline, or was ended by
+                another thread's failure.
         """
         if self._cancel_reason is not None:
             raise RunCancelledError(self._cancel_reason)
         if self._ended:
             raise RunCancelledError("ended")
+        if self.overdue:
+            raise RunCancelledError("deadline")
 
     def progress(
         self, stage: video_pb2.Stage.ValueType, step: int, total_steps: int, eta_s: float

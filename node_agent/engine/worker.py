@@ -212,7 +212,14 @@ class Worker:
         self._runs = {run_id: run for run_id, run in self._runs.items() if not run.ended}
         spec = video_pb2.ResolvedSpec()
         spec.CopyFrom(command.spec)
-        run = Run(command.run_id, command.attempt, spec, command.traceparent, self._wire.send)
+        run = Run(
+            command.run_id,
+            command.attempt,
+            spec,
+            command.traceparent,
+            self._wire.send,
+            deadline_s=command.deadline_s if command.HasField("deadline_s") else None,
+        )
         if not self._ready:
             run.end_failed(_NOT_READY)
             return

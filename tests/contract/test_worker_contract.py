@@ -118,9 +118,11 @@ class Agent:
         }
         return video_pb2.ResolvedSpec(**fields)
 
-    async def generate(self, run_id: str, *, attempt: int = 1, **changes: object) -> None:
+    async def generate(
+        self, run_id: str, *, attempt: int = 1, deadline_s: float | None = None, **changes: object
+    ) -> None:
         generate = worker_pb2.WorkerGenerate(
-            run_id=run_id, attempt=attempt, spec=self.spec(**changes)
+            run_id=run_id, attempt=attempt, spec=self.spec(**changes), deadline_s=deadline_s
         )
         await self.send(generate=generate)
 
@@ -239,6 +241,19 @@ async def test_waiting_runs_can_be_cancelled_again_and_again(agent):
     await agent.cancel("long")
     seen = await agent.follow("long", "last")
     assert kinds_of(events_of(seen, "last"))[-1] == "completed"
+
+
+async def test_a_deadline_stops_the_running_and_drops_the_waiting_without_its_agent(agent):
+    await agent.load()
+    await agent.generate("running", steps=50, deadline_s=0.1)
+    await agent.generate("waiting", deadline_s=0.05)
+    await agent.generate("after")
+    seen = await agent.follow("running", "waiting", "after")
+    assert events_of(seen, "running")[-1].cancelled.reason == "deadline"
+    assert "completed" not in kinds_of(events_of(seen, "running"))
+    (only,) = events_of(seen, "waiting")
+    assert only.cancelled.reason == "deadline"
+    assert kinds_of(events_of(seen, "after"))[-1] == "completed"
 
 
 async def test_cancelling_what_it_does_not_have_changes_nothing(agent):

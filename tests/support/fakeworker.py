@@ -5,14 +5,16 @@ second, and can be made to hang or die at any point. ``tests/contract`` runs the
 cases against it and the real one, so that it stays true to it.
 
 What the load does is in a :class:`Script`. A run does what words in its prompt say:
-``die@2`` (killed at step 2), ``hang@2`` (no further event from step 2 on), ``fail``
-(a failure of its own), ``slow`` (0.2 s a step instead of the script's).
+``die@2`` (killed at step 2), ``hang@2`` (no further event from step 2 on), the same at
+``@text``, ``@decode`` and ``@tail`` (encoding), ``fail`` (a failure of its own), ``slow``
+(0.2 s a step instead of the script's).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import queue
 import re
@@ -175,6 +177,7 @@ class FakeWorker:
         self._waiting: dict[str, worker_pb2.WorkerGenerate] = {}
         self._cancelled: dict[str, str] = {}
         self._cancel_came = threading.Condition()
+        self._deadlines_s: dict[str, float] = {}
         self._n = 0
 
     def main(self) -> None:
@@ -186,13 +189,18 @@ class FakeWorker:
             if kind == "load":
                 self._load(Path(command.load.model_dir))
             elif kind == "generate":
-                with self._cancel_came:
-                    self._waiting[command.generate.run_id] = command.generate
-                self._runs.put(command.generate.run_id)
+                self._accept(command.generate)
             elif kind == "cancel":
                 self._cancel(command.cancel)
             elif kind == "shutdown":
                 return
+
+    def _accept(self, generate: worker_pb2.WorkerGenerate) -> None:
+        with self._cancel_came:
+            self._waiting[generate.run_id] = generate
+            if generate.HasField("deadline_s"):
+                self._deadlines_s[generate.run_id] = time.monotonic() + generate.deadline_s
+        self._runs.put(generate.run_id)
 
     def _beat(self) -> None:
         while True:
@@ -261,9 +269,13 @@ class FakeWorker:
         )
 
     def _wait(self, run_id: str, seconds: float) -> None:
-        """Sleeps as a device would; a cancel ends it."""
+        """Sleeps as a device would; a cancel or the run's deadline ends it."""
+        left_s = self._deadlines_s.get(run_id, math.inf) - time.monotonic()
         with self._cancel_came:
-            if self._cancel_came.wait_for(lambda: run_id in self._cancelled, seconds):
+            if self._cancel_came.wait_for(lambda: run_id in self._cancelled, min(seconds, left_s)):
+                raise _Cancelled
+            if left_s <= seconds:
+                self._cancelled[run_id] = "deadline"
                 raise _Cancelled
 
     def _generate(self, generate: worker_pb2.WorkerGenerate) -> None:
@@ -277,20 +289,26 @@ class FakeWorker:
             failed = video_pb2.FailedEvent(code="model_error", message="told to", retryable=False)
             self._event(generate, failed=failed)
             return
+        self._trouble(generate, "text")
         self._denoise(generate)
+        self._trouble(generate, "decode")
         done = worker_pb2.WorkerRunDeviceDone(run_id=run_id)
         self._wire.send(WorkerEvent(device_done=done))
         self._finish(generate)
 
+    def _trouble(self, generate: worker_pb2.WorkerGenerate, where: str) -> None:
+        """Dies or hangs here where the prompt says so."""
+        trouble = re.search(rf"(die|hang)@{where}\b", generate.spec.prompt)
+        if trouble is not None and trouble[1] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trouble is not None:
+            threading.Event().wait()
+
     def _denoise(self, generate: worker_pb2.WorkerGenerate) -> None:
         spec, run_id = generate.spec, generate.run_id
-        trouble = re.search(r"(die|hang)@(\d+)", spec.prompt)
         step_s = 0.2 if "slow" in spec.prompt else self._script.step_s
         for step in range(1, spec.steps + 1):
-            if trouble is not None and step == int(trouble[2]):
-                if trouble[1] == "die":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                threading.Event().wait()
+            self._trouble(generate, str(step))
             self._wait(run_id, step_s)
             progress = video_pb2.ProgressEvent(
                 step=step, total_steps=spec.steps, stage=video_pb2.STAGE_DENOISE
@@ -307,6 +325,7 @@ class FakeWorker:
             chunk = video_pb2.ChunkEvent(attempt=generate.attempt, offset=offset, data=data)
             self._event(generate, chunk=chunk)
             offset += len(data)
+            self._trouble(generate, "tail")
         completed = video_pb2.CompletedEvent(
             sha256=digest.hexdigest(),
             size_bytes=offset,

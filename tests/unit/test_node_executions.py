@@ -57,6 +57,119 @@ def test_a_node_without_workers_admits_nothing():
         Bench(workers=0).run()
 
 
+# --- runs that are alone ---
+
+
+def test_one_that_is_alone_begins_when_the_worker_has_let_go_of_all_else():
+    bench = Bench()
+    first = bench.run("a")
+    bench.start(first)
+    suspect = bench.run("s", alone=True)
+    assert bench.gate.generated == [first]
+    bench.device_done(first)
+    # The tail is still encoded in the process that the suspect may kill.
+    assert bench.gate.generated == [first]
+    bench.complete(first)
+    assert bench.gate.generated == [first, suspect]
+
+
+def test_nothing_is_admitted_beside_it_nor_behind_it_until_it_has_ended():
+    bench = Bench()
+    suspect = bench.run("s", alone=True)
+    assert bench.gate.generated == [suspect]
+    for step in (lambda: None, lambda: bench.start(suspect), lambda: bench.device_done(suspect)):
+        step()
+        assert bench.table.free_slots() == 0
+        with pytest.raises(NotAdmittedError):
+            bench.run("b")
+    bench.complete(suspect)
+    assert bench.table.free_slots() == MAX_HELD
+    assert bench.run("b").dispatched
+
+
+def test_its_neighbours_are_on_other_workers():
+    bench = Bench(workers=2)
+    busy = bench.run("a")
+    suspect = bench.run("s", alone=True)
+    assert suspect.worker_id != busy.worker_id
+    assert bench.run("b").worker_id == busy.worker_id
+    with pytest.raises(NotAdmittedError):
+        bench.run("c")
+
+
+def test_one_that_waits_to_be_alone_is_cancelled_without_the_worker():
+    bench = Bench()
+    first = bench.run("a")
+    bench.run("s", alone=True)
+    bench.cancel("s")
+    assert bench.gate.cancelled == []
+    assert bench.table.free_slots() == 1
+    assert bench.gate.generated == [first]
+
+
+def test_waiting_to_be_alone_is_no_silence_of_the_device():
+    bench = Bench()
+    first = bench.run("a")
+    bench.start(first)
+    bench.run("s", alone=True)
+    bench.device_done(first)
+    for _ in range(10):
+        bench.now_s += 10
+        bench.say(first, chunk=video_pb2.ChunkEvent(data=b"x"))
+    assert bench.table.silence("w0", now_s=bench.now_s)[0] == 0.0
+
+
+# --- deadlines ---
+
+
+def test_what_is_overdue_never_reaches_the_device():
+    bench = Bench()
+    late = bench.run("late", deadline_s=0.0)
+    assert last_event(late).cancelled.reason == "deadline"
+    assert bench.gate.generated == []
+    assert bench.table.free_slots() == MAX_HELD
+
+
+def test_one_that_becomes_overdue_while_it_waits_is_dropped_when_its_turn_comes():
+    bench = Bench()
+    first = bench.run("a")
+    waits = bench.run("s", alone=True, deadline_s=5.0)
+    bench.start(first)
+    bench.now_s += 6.0
+    bench.complete(first)
+    assert last_event(waits).cancelled.reason == "deadline"
+    assert bench.gate.generated == [first]
+
+
+def test_time_drops_the_waiting_one_and_stops_the_running_one():
+    bench = Bench()
+    running, waiting = bench.run("a", deadline_s=5.0), bench.run("b", deadline_s=5.0)
+    bench.start(running)
+    bench.expire(4.9)
+    assert bench.gate.cancelled == []
+    bench.expire(0.2)
+    assert last_event(waiting).cancelled.reason == "deadline"
+    # The running one ends when its worker says so, within a step.
+    assert (running.run_id, "deadline") in bench.gate.cancelled
+
+
+# --- workers whose device fails ---
+
+
+def test_a_barred_worker_is_given_nothing_new_and_keeps_what_it_has():
+    bench = Bench(workers=2)
+    kept = bench.run("a")
+    bench.table.bar(frozenset({kept.worker_id}))
+    assert bench.table.free_slots() == MAX_HELD
+    for job in ("b", "c"):
+        assert bench.run(job).worker_id != kept.worker_id
+    with pytest.raises(NotAdmittedError):
+        bench.run("d")
+    assert kept in bench.table.live()
+    bench.table.bar(frozenset())
+    assert bench.run("d").worker_id == kept.worker_id
+
+
 # --- ownership ---
 
 

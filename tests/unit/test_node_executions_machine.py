@@ -33,9 +33,15 @@ class TableMachine(RuleBasedStateMachine):
     def job(self, name):
         return name
 
-    @rule(job=jobs, epoch=st.integers(1, 3), try_=st.integers(1, 3), deadline=st.booleans())
-    def run_it(self, job, epoch, try_, deadline):
-        fields = {"deadline_s": 2.0} if deadline else {}
+    @rule(
+        job=jobs,
+        epoch=st.integers(1, 3),
+        try_=st.integers(1, 3),
+        deadline_s=st.sampled_from([None, 0.0, 2.0]),
+        alone=st.booleans(),
+    )
+    def run_it(self, job, epoch, try_, deadline_s, alone):
+        fields = {"alone": alone} if deadline_s is None else {"deadline_s": deadline_s}
         current = self.bench.table._jobs.get(job)
         claim_before = current.claim if current else (0, 0)
         try:
@@ -107,7 +113,20 @@ class TableMachine(RuleBasedStateMachine):
     def nothing_is_left_undispatched_while_the_worker_has_room(self):
         for slots in self.bench.table.slots():
             told = sum(run.dispatched for run in slots.held)
-            assert told == min(len(slots.held), MAX_HELD)
+            waits = any(run.alone and not run.dispatched for run in slots.held)
+            if not waits:
+                assert told == min(len(slots.held), MAX_HELD)
+            elif len(slots.all_runs()) == 1:
+                raise AssertionError("it waits for nobody")
+
+    @invariant()
+    def one_that_is_alone_shares_its_worker_with_nobody(self):
+        for slots in self.bench.table.slots():
+            runs = slots.all_runs()
+            if any(run.alone and run.dispatched for run in runs):
+                assert len(runs) == 1
+            if any(run.alone for run in runs):
+                assert slots.free == 0
 
     @invariant()
     def bytes_are_counted_and_bounded(self):
