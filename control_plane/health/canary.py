@@ -100,6 +100,7 @@ class GrpcCanaryRunner:
             tenant=TENANT,
             deadline_s=deadline_s,
             canary=True,
+            alone=False,
             **{"try": 1},
         )
         async with rpc.internal_channel(address) as channel:
