@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import click
 import typer
 
 from control_plane.reelctl.commands import gateway, node, region
-from control_plane.reelctl.errors import CtlError
+from control_plane.reelctl.errors import CtlError, StoppedError
 from control_plane.reelctl.output import print_error, say
 from reelkit.extras import DISTRIBUTION
 from reelkit.help_text import flow
@@ -29,8 +28,6 @@ REELCTL_TOKEN, else the mesh of --mesh, of REELMESH_STATE_DIR, or of mesh-state/
 below this folder.
 
 Exit codes: 0 done, 1 failed, 2 asked for something impossible, 130 interrupted."""
-
-INTERRUPTED_CODE = 130
 
 app = typer.Typer(
     name="reelctl",
@@ -70,20 +67,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        # Not standalone: it would turn errors into exits of its own.
-        result = app(arguments, standalone_mode=False)
+        app(arguments, prog_name="reelctl")
+    except SystemExit as leave:
+        # How the library ends a command: done, help, or a wrong option, which it told.
+        return leave.code if isinstance(leave.code, int) else 0
+    except StoppedError as error:
+        return error.exit_code
     except CtlError as error:
         print_error(error)
         return error.exit_code
-    except click.exceptions.Exit as leave:
-        return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        return INTERRUPTED_CODE
     except BrokenPipeError:
         # Whoever read our output has seen enough, such as `head`.
         sys.stderr.close()
-        return 0
-    return result if isinstance(result, int) else 0
+    return 0

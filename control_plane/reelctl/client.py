@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 from reelmesh.v1 import operator_service_pb2 as op
@@ -15,7 +15,7 @@ from control_plane.operator.loopback import is_loopback
 from control_plane.reelctl.errors import CtlError, NoAnswerError, NotFoundError, UsageError
 from control_plane.reelctl.target import Site, Target
 
-T = TypeVar("T")
+OnMissing = Callable[[str], None]
 
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -32,23 +32,23 @@ class OperatorClient:
         for channel in self._channels.values():
             channel.close()
 
-    def nodes(self, *, with_status: bool) -> list[op.NodeView]:
-        """The nodes of every region, by region and name."""
-        request = op.ListNodesRequest(with_status=with_status)
-        return [
-            node
-            for site in self._target.sites
-            for node in self._ask(site, lambda stub: stub.ListNodes, request).nodes
-        ]
+    def nodes(self, *, with_status: bool, on_missing: OnMissing | None = None) -> list[op.NodeView]:
+        """The nodes of every region, by region and name.
 
-    def gateways(self) -> list[op.GatewayView]:
-        """The gateways of every region."""
+        Args:
+            with_status: With each node's own word.
+            on_missing: Told why a region is left out that does not answer; without it,
+                or where none answers, that is an error.
+        """
+        request = op.ListNodesRequest(with_status=with_status)
+        answers = self._of_every_site(lambda stub: stub.ListNodes, request, on_missing)
+        return [node for answer in answers for node in answer.nodes]
+
+    def gateways(self, *, on_missing: OnMissing | None = None) -> list[op.GatewayView]:
+        """The gateways of every region; likewise."""
         request = op.ListGatewaysRequest()
-        return [
-            gateway
-            for site in self._target.sites
-            for gateway in self._ask(site, lambda stub: stub.ListGateways, request).gateways
-        ]
+        answers = self._of_every_site(lambda stub: stub.ListGateways, request, on_missing)
+        return [gateway for answer in answers for gateway in answer.gateways]
 
     def node_events(self, node_id: str) -> list[op.NodeEventRecord]:
         """How a node's state changed, the newest last."""
@@ -77,6 +77,24 @@ class OperatorClient:
             lambda stub: stub.SetRegionPolicy, request
         ).region
         return view
+
+    def _of_every_site(
+        self, method: Callable[[Any], Any], request: Any, on_missing: OnMissing | None
+    ) -> list[Any]:
+        answers, missing = [], []
+        for site in self._target.sites:
+            try:
+                answers.append(self._ask(site, method, request))
+            except NoAnswerError as error:
+                if on_missing is None:
+                    raise
+                missing.append((site, error))
+        if missing and not answers:
+            raise missing[0][1]
+        for site, why in missing:
+            if on_missing is not None:
+                on_missing(f"{site.region or 'a region'} is left out: {why.message}")
+        return answers
 
     def _of_the_node(self, node_id: str, method: Callable[[Any], Any], request: Any) -> Any:
         """The answer of the region that has the node."""

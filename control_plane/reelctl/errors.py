@@ -5,7 +5,8 @@
     CtlError            one line for the person, and what to do next; exit code 1
     ├── UsageError      it was asked for something impossible; exit code 2
     ├── NotFoundError   nothing of that name
-    └── NoAnswerError   nobody answers at the endpoint
+    ├── NoAnswerError   nobody answers at the endpoint
+    └── StoppedError    Ctrl-C; exit code 130
 """
 
 from __future__ import annotations
@@ -36,3 +37,9 @@ class NotFoundError(CtlError):
 
 class NoAnswerError(CtlError):
     """Nobody answers at the endpoint."""
+
+
+class StoppedError(CtlError):
+    """The person pressed Ctrl-C; there is nothing to say."""
+
+    exit_code = 130

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from control_plane.reelctl.client import OperatorClient, connect
+from control_plane.reelctl.errors import StoppedError
 from control_plane.reelctl.output import Format
 from control_plane.reelctl.target import DEFAULT_TIMEOUT_S, find_target
 
@@ -107,8 +108,11 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
             region=given.get("region"),
             **{name: given.pop(name) for name in ("endpoint", "token", "mesh", "ca")},
         )
-        with connect(target) as client:
-            command(client, **given)
+        try:
+            with connect(target) as client:
+                command(client, **given)
+        except KeyboardInterrupt:
+            raise StoppedError("interrupted") from None
 
     parameters = [*kept, *added]
     vars(wrapper)["__signature__"] = inspect.Signature(

@@ -21,6 +21,10 @@ from control_plane.reelctl.words import plain
 _PIPED_WIDTH = 1_000
 
 
+# From here on there is room for the columns that few need.
+_WIDE = 130
+
+
 class Format(StrEnum):
     """How an answer is written."""
 
@@ -33,6 +37,11 @@ def console() -> Console:
     """Where answers go, as it is now."""
     made = Console(highlight=False)
     return made if made.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def is_wide() -> bool:
+    """Whether there is room for everything."""
+    return console().width >= _WIDE
 
 
 def print_all(

@@ -12,10 +12,10 @@ from rich.text import Text
 from control_plane.reelctl.words import age, gib, span, state_word, styled
 
 
-def nodes_table(nodes: Sequence[op.NodeView], *, now_s: float) -> Table:
+def nodes_table(nodes: Sequence[op.NodeView], *, now_s: float, wide: bool = True) -> Table:
     """Nodes with their load; "-" where a node did not answer."""
     table = _table("NODE", "REGION", "STATE", "AGE", ">RUNS", ">WORK", "WORKERS", "MODEL")
-    devices = any(device_words(node.status) for node in nodes)
+    devices = wide and any(device_words(node.status) for node in nodes)
     if devices:
         table.add_column("DEVICES", no_wrap=True)
     table.add_column("REASON", overflow="fold")

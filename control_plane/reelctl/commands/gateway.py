@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from control_plane.reelctl.options import Client, OnlyRegionOption, OutputOption, connected
-from control_plane.reelctl.output import Format, print_all
+from control_plane.reelctl.output import Format, note, print_all
 from control_plane.reelctl.tables import gateways_table
 from reelkit.help_text import flow
 
@@ -25,5 +25,5 @@ def list_gateways(
 ) -> None:
     """Lists gateways."""
     del region  # Chose the target.
-    gateways = client.gateways()
+    gateways = client.gateways(on_missing=note if output is Format.TABLE else None)
     print_all(gateways, output, lambda: gateways_table(gateways), empty="No gateway is attached.")

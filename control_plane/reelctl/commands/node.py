@@ -17,7 +17,7 @@ from control_plane.reelctl.options import (
     WaitTimeoutOption,
     connected,
 )
-from control_plane.reelctl.output import Format, note, print_all, say
+from control_plane.reelctl.output import Format, is_wide, note, print_all, say
 from control_plane.reelctl.tables import events_table, nodes_table
 from control_plane.reelctl.waiting import SYSTEM_CLOCK, wait_until
 from control_plane.reelctl.watching import watch
@@ -27,7 +27,7 @@ from reelkit.help_text import flow
 LIST_HELP = """List the nodes, with what they do now.
 
 RUNS are the videos a node holds, WORK is the time until its first worker is free. Nodes
-whose lease ran out are lost and stay listed for a day.
+whose lease ran out are lost and stay listed for a day. Wide terminals show devices too.
 
 \b
   reelctl node list
@@ -86,16 +86,18 @@ def list_nodes(
     if watch_on:
         watch(
             lambda: client.nodes(with_status=True),
-            lambda nodes: nodes_table(nodes, now_s=SYSTEM_CLOCK.time()),
+            lambda nodes: nodes_table(nodes, now_s=SYSTEM_CLOCK.time(), wide=is_wide()),
             fmt=output,
             every_s=interval,
         )
         return
-    nodes = client.nodes(with_status=True)
+    # A script must not take half of the nodes for all of them.
+    on_missing = note if output is Format.TABLE else None
+    nodes = client.nodes(with_status=True, on_missing=on_missing)
     print_all(
         nodes,
         output,
-        lambda: nodes_table(nodes, now_s=SYSTEM_CLOCK.time()),
+        lambda: nodes_table(nodes, now_s=SYSTEM_CLOCK.time(), wide=is_wide()),
         empty="No node is attached.",
     )
 
