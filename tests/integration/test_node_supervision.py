@@ -8,6 +8,7 @@ import signal
 import pytest
 from reelmesh.v1 import node_pb2
 
+from node_agent.config import WorkersSettings
 from tests.support.fakeworker import FakeLauncher, Script
 from tests.support.nodes import kind_of, node_config, run_request, running_node
 
@@ -77,10 +78,37 @@ async def test_a_stopped_worker_is_noticed_by_its_heartbeat(node):
     assert "no heartbeat" in failed.message
 
 
-async def test_a_hung_device_is_noticed_though_its_heart_beats(impatient_node):
+@pytest.mark.parametrize("stage", ["text", "1", "3", "decode", "tail"])
+async def test_a_hang_in_any_stage_is_noticed_though_the_heart_beats(impatient_node, stage):
     node = impatient_node
-    failed = await fails_and_respawns(node, node.stub.Run(run_request(prompt="hang@3")))
+    agent_incarnation = node.app.board.current.incarnation
+    failed = await fails_and_respawns(node, node.stub.Run(run_request(prompt=f"hang@{stage}")))
     assert "no progress" in failed.message
+    # It cost the worker its life, and not the agent.
+    assert node.app.board.current.incarnation == agent_incarnation
+
+
+@pytest.mark.parametrize("stage", ["text", "decode", "tail"])
+async def test_a_death_in_any_stage_is_told_apart(node, stage):
+    await fails_and_respawns(node, node.stub.Run(run_request(prompt=f"die@{stage}")))
+
+
+async def test_a_slow_model_is_given_ten_of_its_own_steps(tmp_path):
+    # A step of 0.2 s is twice the floor; only the multiple lets it live.
+    workers = {**PATIENCE, "heartbeat_timeout_s": 10.0, "stall_floor_s": 0.1, "stall_steps": 50.0}
+    async with running_node(node_config(tmp_path, workers=workers)) as node:
+        await node.until_ready()
+        # The warm-up's figure says too little of these steps: the median has to be seen.
+        node.app.table.speed.observe_step(0.2)
+        events = await node.events(run_request(prompt="slow"))
+        assert kind_of(events[-1]) == "completed"
+        assert node.app.board.current.workers[0].restarts == 0
+
+
+def test_by_default_a_worker_has_two_seconds_and_a_device_ten_steps_or_thirty_seconds():
+    limits = WorkersSettings()
+    assert limits.heartbeat_timeout_s == 2
+    assert (limits.stall_floor_s, limits.stall_steps) == (30, 10)
 
 
 async def test_a_hung_device_that_ignores_a_cancel_is_noticed_too(impatient_node):
