@@ -221,10 +221,12 @@ async def build_app(
                 writer=writer,
                 keys=keys,
                 region=config.region,
-                nodes=lambda: view.snapshot().snapshot.nodes,
+                nodes=lambda: view.nodes,
+                gateways=lambda: view.gateways,
                 desired=desired,
                 ready=lambda: view.version > 0 and desired.loaded,
                 asker=GrpcStatusAsker(timeout_s=config.operator.status_timeout_s),
+                regions=regions.book,
             )
             listening = operator_listener(config.operator, operators, clock=clock)
             operator_address = await stack.enter_async_context(listening)

@@ -42,7 +42,7 @@ class ProbeSettings(Settings):
         default=100.0,
         gt=0,
         description="Calls a second of this replica at most: with more nodes than that pays for, "
-        "each is called less often. A call costs about a millisecond of a core.",
+        "each is called less often. A call costs about two milliseconds of a core.",
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import structlog
-from google.protobuf.message import DecodeError
 from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1 import node_pb2
 from reelmesh.v1 import operator_service_pb2 as op
@@ -34,6 +33,7 @@ class OperatorService(RegionMethods):
         keys: Of the region.
         region: Its name.
         nodes: The fleet's records as this replica sees them.
+        gateways: Likewise the live gateways.
         desired: What operators want of nodes.
         ready: Whether this replica has read the store.
         asker: Asks nodes for their statuses.
@@ -48,6 +48,7 @@ class OperatorService(RegionMethods):
         keys: Keys,
         region: str,
         nodes: Callable[[], Iterable[cp.NodeRecord]],
+        gateways: Callable[[], Iterable[cp.GatewayHello]],
         desired: DesiredStates,
         ready: Callable[[], bool],
         asker: StatusAsker,
@@ -59,6 +60,7 @@ class OperatorService(RegionMethods):
         self._keys = keys
         self._region = region
         self._nodes = nodes
+        self._gateways = gateways
         self._desired = desired
         self._ready = ready
         self._asker = asker
@@ -80,14 +82,9 @@ class OperatorService(RegionMethods):
         self, _request: op.ListGatewaysRequest, _operator: Operator
     ) -> op.ListGatewaysResponse:
         """The gateways that are attached."""
-        found, _ = await list_all(self._store, self._keys.gateways)
+        self._check_ready()
         response = op.ListGatewaysResponse()
-        for kv in found:
-            try:
-                gateway = cp.GatewayHello.FromString(kv.value)
-            except DecodeError:
-                _log.error("a record cannot be read; it is left out", key=kv.key)
-                continue
+        for gateway in sorted(self._gateways(), key=lambda each: each.gateway_id):
             response.gateways.add(
                 gateway_id=gateway.gateway_id,
                 region=gateway.region,
@@ -134,8 +131,7 @@ class OperatorService(RegionMethods):
 
     async def _records(self) -> list[cp.NodeRecord]:
         """The fleet's records, and those that are left of nodes that are gone."""
-        if not self._ready():
-            raise NotReadyError("this replica has not read the fleet yet; try again")
+        self._check_ready()
         records = {record.node_id: record for record in self._nodes()}
         try:
             departed, _ = await list_all(self._store, self._keys.departed_nodes)
@@ -151,6 +147,10 @@ class OperatorService(RegionMethods):
                 record.region = record.region or self._region
                 records[record.node_id] = record
         return list(records.values())
+
+    def _check_ready(self) -> None:
+        if not self._ready():
+            raise NotReadyError("this replica has not read the fleet yet; try again")
 
     async def _known(self, node_id: str) -> cp.NodeRecord:
         """The node's record, be it in the fleet or gone.

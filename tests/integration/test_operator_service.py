@@ -192,7 +192,8 @@ async def test_gateways_are_listed(tmp_path, store):
     )
     await store.put(KEYS.gateway("ap-gateway-0"), hello.SerializeToString())
     await store.put(KEYS.gateway("broken"), b"\xff")
-    async with operated(tmp_path, store=store) as (_app, client):
+    async with operated(tmp_path, store=store) as (app, client), watcher(app.address) as fleet:
+        await fleet.until(lambda: bool(fleet.responses))
         (found,) = (await client.call("ListGateways", op.ListGatewaysRequest())).gateways
         assert (found.gateway_id, found.peer_address) == ("ap-gateway-0", "127.0.0.1:3")
 

@@ -121,6 +121,28 @@ async def test_a_real_node_is_cordoned_uncordoned_and_drained(site, reelctl, tmp
         assert "cordoned by an operator" in out
 
 
+async def test_a_region_is_drained_and_activated(site, reelctl):
+    async def policy():
+        _, out, _ = await reelctl("region", "list", "-o", "json")
+        return {region["region"]: region.get("policy", {}) for region in json.loads(out)}
+
+    async def told(draining=None):
+        known = (await policy()).get("ap")
+        return known is not None and known.get("draining") == draining
+
+    # Its summary comes in a moment.
+    await eventually(told)
+    code, out, _ = await reelctl("region", "drain", "ap", "--reason", "power works")
+    assert (code, out) == (0, "region ap drains: new work goes to other regions\n")
+    await eventually(lambda: told(draining=True))
+    _, out, _ = await reelctl("region", "list")
+    assert "draining" in out
+    assert ": power works" in out
+    assert "drained by somebody" in out
+    code, out, _ = await reelctl("region", "activate", "ap")
+    assert (code, out) == (0, "region ap takes new work\n")
+
+
 async def test_a_wait_that_is_too_short_fails_and_says_how_things_are(site, reelctl):
     app, client = site
     async with attached(app.address, HealthNode("n0")):
@@ -138,8 +160,8 @@ async def test_mistakes_are_told_with_what_to_do(site, reelctl, tmp_path):
     code, _, err = await reelctl("node", "cordon", "nope")
     assert (code, "no node 'nope' in ap" in err) == (1, True)
     assert "reelctl node list" in err
-    code, _, err = await reelctl("region", "list")
-    assert (code, "no global store" in err) == (1, True)
+    code, _, err = await reelctl("region", "drain", "us")
+    assert (code, "no region 'us'" in err) == (1, True)
     code, _, err = await reelctl("node", "events", "NOT/AN/ID")
     assert code == 2
     code, _, err = await reelctl("node", "list", "--region", "us")
