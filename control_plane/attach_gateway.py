@@ -9,7 +9,7 @@ import structlog
 from reelmesh.v1 import control_plane_service_pb2 as cp
 
 from control_plane.attach_stream import AttachStream, Leasing, OpenStreams, first_request
-from control_plane.errors import InvalidRequestError
+from control_plane.errors import InvalidRequestError, StoreError
 from control_plane.keys import Keys
 from control_plane.records import encode_gateway
 from control_plane.validation import check_gateway_hello
@@ -96,3 +96,13 @@ class _GatewayStream(AttachStream[cp.AttachGatewayRequest, cp.AttachGatewayRespo
         if request.WhichOneof("message") != "beat":
             raise InvalidRequestError("message", "must be a beat after the hello")
         self.session.report(self._value)
+
+    async def goodbye(self) -> None:
+        """Takes the record out at once: the gateway has handed its jobs over."""
+        try:
+            await self.session.close()
+        except StoreError as error:
+            # The lease takes the record out in its time.
+            _log.info("goodbye not stored", gateway=self._hello.gateway_id, error=str(error))
+        else:
+            _log.info("gateway left", gateway=self._hello.gateway_id)

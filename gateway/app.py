@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
+from gateway.edge_grpc.peer_api import add_peer_service
 from gateway.edge_http.api import build_http_app, http_runner, listen_http
 from gateway.fleet.watch import ControlPlaneLink
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
-from reelkit.rpc import listen
+from reelkit.rpc import listen, server_options
 from reelkit.settings import blame_field
 
 _log = structlog.get_logger("gateway.app")
@@ -43,6 +43,7 @@ class GatewayApp:
     grpc_address: str
     drain_s: float
     _grpc_server: aio.Server
+    _control: ControlPlaneLink
 
     async def serve(self) -> None:
         """Returns only when something essential failed, with its error."""
@@ -56,6 +57,8 @@ class GatewayApp:
         Both edges go on listening meanwhile, so that clients can follow their videos.
         """
         await self.core.lifetimes.drain(self.drain_s)
+        # What is left has a record: others take it over at once.
+        await self._control.goodbye()
         await self._grpc_server.stop(_CLOSE_GRACE_S)
 
 
@@ -116,6 +119,14 @@ async def build_app(
             http_port = await listen_http(http, config.http.listen)
         http_address = _with_port(config.http.listen, http_port)
 
+        peer_server = aio.server(options=server_options())
+        add_peer_service(peer_server, application=core.videos)
+        with blame_field("peer.listen", config.peer.listen):
+            peer_port = listen(peer_server, config.peer.listen)
+        await peer_server.start()
+        stack.push_async_callback(peer_server.stop, 0)
+        peer_address = _with_port(config.peer.listen, peer_port)
+
         if config.ready_file is not None:
             ready = {"http": f"http://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
             with blame_field("ready_file", config.ready_file):
@@ -126,7 +137,8 @@ async def build_app(
             region=config.region,
             grpc_address=config.grpc.advertise or grpc_address,
             http_address=config.http.advertise or http_address,
-            incarnation=secrets.token_hex(8),
+            incarnation=core.owner.incarnation,
+            peer_address=config.peer.advertise or peer_address,
         )
         control = ControlPlaneLink(
             endpoints=config.control_plane.endpoints,
@@ -134,6 +146,8 @@ async def build_app(
             clock=clock,
             hello=hello,
             silence_timeout_s=config.control_plane.silence_timeout_s,
+            on_fleet=core.gateways.take,
+            on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
         )
         stack.push_async_callback(control.close)
         control.start(core.scope)
@@ -148,6 +162,7 @@ async def build_app(
             grpc_address=grpc_address,
             drain_s=config.drain_s,
             _grpc_server=server,
+            _control=control,
         )
 
 

@@ -18,6 +18,12 @@ ALL_FIT: Final[Mapping[str, int]] = MappingProxyType({})
 """Every number of a request fits its field."""
 
 
+FROM_REGION: Final = 1
+"""The call comes from another region's gateway: it is answered here, or by the video's owner."""
+FROM_PEER: Final = 2
+"""It comes from a gateway of this region, which asks for what is this one's own alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks, as the verified token says."""
@@ -25,6 +31,8 @@ class Caller:
     tenant: str
     subject: str
     scopes: frozenset[str]
+    hops: int = 0
+    """Gateways that the call came through: see :data:`FROM_REGION` and :data:`FROM_PEER`."""
 
 
 @dataclass(frozen=True, slots=True)

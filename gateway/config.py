@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -177,10 +177,39 @@ class ArtifactConfig(Settings):
 class JobsConfig(Settings):
     """Job records."""
 
+    store: Literal["control-plane", "memory"] = Field(
+        default="control-plane",
+        description="Where records are kept. control-plane: in the region's etcd, so that jobs "
+        "outlive this gateway. memory: here alone, for a gateway that stands by itself; its jobs "
+        "say that they are not durable.",
+    )
     max_records: int = Field(
         default=50_000,
         ge=1,
-        description="Records kept in memory at once, about 2 kB each; more jobs are refused.",
+        description="Records kept in this process's memory at once, about 2 kB each: all of them "
+        "with store: memory, else those of jobs that were admitted while the region's could not "
+        "be written. More jobs are refused.",
+    )
+    patience_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="Seconds for which a call to the records is repeated, on every replica of the "
+        "control plane, before a client is told to try again; outlasts an election in etcd.",
+    )
+    admit_patience_s: float = Field(
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Seconds that a streaming client without an idempotency key waits for its "
+        "job's record; then the job goes on without one and says durable=false.",
+    )
+    commit_patience_s: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        description="Seconds that such a client waits at the end for the record to be completed; "
+        "then it is told, and the record is completed when that is possible again.",
     )
 
 
@@ -204,6 +233,11 @@ class GatewayConfig(Settings):
     grpc: ListenConfig = Field(default=ListenConfig(), description="The gRPC edge.")
     edge: EdgeConfig = Field(default=EdgeConfig(), description="Limits of both edges.")
     auth: AuthConfig = Field(description="Whose tokens hold.")
+    peer: ListenConfig = Field(
+        default=ListenConfig(),
+        description="Where the other gateways reach this one. Callers are believed here: keep it "
+        "off any network that others can reach.",
+    )
     control_plane: ControlPlaneConfig = Field(description="The region's control plane.")
     default_model: str = Field(
         default="",

@@ -16,6 +16,7 @@
     │   └── VideoCancelled      likewise: it was cancelled
     ├── ResourceExhausted       a bound is reached: come back after retry_after_s
     ├── Unavailable             this region cannot serve now
+    │   └── JobStoreAway        the region's job records cannot be written now
     ├── ReaderTooSlow           a client took nothing of its stream for too long
     └── JobFailed               the video ended as failed; carries the job's own code
 
@@ -183,6 +184,12 @@ class Unavailable(GatewayError):  # noqa: N818 - likewise
 
     code = "unavailable"
     retryable = True
+
+
+class JobStoreAway(Unavailable):
+    """The region's job records give no answer; nothing that was asked for was promised."""
+
+    code = "job_store_unavailable"
 
 
 class ReaderTooSlow(GatewayError):  # noqa: N818 - likewise

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+import structlog
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
 from gateway.core.execution import Execution
+from gateway.core.executions import Executions
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
-from gateway.errors import FieldViolation, GatewayError, ResourceExhausted, Unavailable
+from gateway.errors import (
+    FieldViolation,
+    GatewayError,
+    JobStoreAway,
+    ResourceExhausted,
+    Unavailable,
+)
 from gateway.fleet.nodes import Fleet
-from gateway.fleet.placement import Ask, work_units
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs import records
+from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
-from gateway.jobs.store import JobStore, check_digest
-from gateway.output.event_log import EventLog
-from gateway.output.spool import VideoBytes
+from gateway.jobs.store import Owner, check_digest, copied
 from gateway.validation.fields import check_options, number
 from gateway.validation.request import resolve
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
+
+# Between tries to write a record that a job went on without.
+_FIRST_LATE_DELAY_S = 0.5
+_MAX_LATE_DELAY_S = 5.0
+
+_log = structlog.get_logger("gateway.admission")
 
 
 class Admission:
@@ -32,39 +44,40 @@ class Admission:
 
     Args:
         region: Home of the videos made here.
-        gateway_id: Owner of their records.
+        owner: Of their records: this gateway in this life.
         lifetimes: Runs what is admitted.
         scope: Owns the step from a record to its run, which a client cannot break off.
-        new_bytes: Makes the spool of an attempt.
-        max_lifetime_s: Deadline of a job that names none.
+        executions: Makes what runs.
+        patience_s: How long a streaming client waits for its job's record to be written
+            before the job goes on without.
     """
 
     def __init__(
         self,
         *,
         region: str,
-        gateway_id: str,
+        owner: Owner,
         fleet: Fleet,
         waiting: WaitingRoom,
         lifetimes: Lifetimes,
-        jobs: JobStore,
+        executions: Executions,
+        jobs: HomeJobs,
         scope: TaskScope,
-        new_bytes: Callable[[], VideoBytes],
         clock: Clock,
         metrics: GatewayMetrics,
-        max_lifetime_s: float,
+        patience_s: float,
     ) -> None:
         self._region = region
-        self._gateway_id = gateway_id
+        self._owner = owner
         self._fleet = fleet
         self._waiting = waiting
         self._lifetimes = lifetimes
         self._jobs = jobs
         self._scope = scope
-        self._new_bytes = new_bytes
+        self._executions = executions
         self._clock = clock
         self._metrics = metrics
-        self._max_lifetime_s = max_lifetime_s
+        self._patience_s = patience_s
         self._ids = VideoIds(region, clock=clock)
         self._begins = 0
 
@@ -101,7 +114,7 @@ class Admission:
             if standing is not None:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
-        ask, resolved = self._admit(spec, options, violations, unfit)
+        resolved = self._admit(spec, options, violations, unfit)
         record = records.new_record(
             video_id=self._ids.draw(),
             region=self._region,
@@ -109,13 +122,15 @@ class Admission:
             spec=resolved,
             options=options,
             digest=digest,
-            owner=self._gateway_id,
+            owner=self._owner,
             durable=self._jobs.durable,
+            keep=keep,
             now_s=self._clock.wall(),
         )
+        records.check_size(record)
         # A client that leaves now leaves no record behind that nobody runs.
-        begin = self._begin(record, ask, options, keep=keep)
-        begun = self._scope.spawn(begin, name="admit", fatal=False)
+        begin = self._begin_keyed if record.idempotency_key else self._begin
+        begun = self._scope.spawn(begin(record), name="admit", fatal=False)
         self._begins += 1
         begun.add_done_callback(self._note_begun)
         return await asyncio.shield(begun)
@@ -123,19 +138,64 @@ class Admission:
     def _note_begun(self, _task: asyncio.Task[video_pb2.Video]) -> None:
         self._begins -= 1
 
-    async def _begin(
-        self,
-        record: job_service_pb2.JobRecord,
-        ask: Ask,
-        options: video_service_pb2.CreateOptions,
-        *,
-        keep: bool,
-    ) -> video_pb2.Video:
-        """Records the job and starts it."""
+    async def _begin_keyed(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
+        """Records the job, then starts it: its key may have a video already."""
         standing, created = await self._jobs.create(record)
         if not created:
-            return self._again(standing, keep=keep)
-        execution = self._execution(record, ask, options, keep=keep)
+            return self._again(standing, keep=record.keep)
+        execution = self._executions.admitted(record)
+        execution.recorded.set()
+        return self._started(execution)
+
+    async def _begin(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
+        """Starts the job while its record is written; nobody hears of it before that stands."""
+        execution = self._executions.admitted(record)
+        video = self._started(execution)
+        try:
+            async with asyncio.timeout(None if record.keep else self._patience()):
+                await self._jobs.create(record)
+        except (JobStoreAway, TimeoutError) as error:
+            if record.keep:
+                self._lifetimes.abort(execution, "not_recorded")
+                raise
+            _log.warning("admitted without a record", job_id=video.id, cause=type(error).__name__)
+            await self._go_without(execution)
+        except BaseException:
+            self._lifetimes.abort(execution, "not_recorded")
+            raise
+        execution.recorded.set()
+        return execution.video()
+
+    async def _go_without(self, execution: Execution) -> None:
+        """Lets a streamed job run on that this gateway alone will know."""
+        try:
+            await self._jobs.create_here(execution.record)
+        except BaseException:
+            self._lifetimes.abort(execution, "not_recorded")
+            raise
+        execution.log.tell_durable(False)
+        self._scope.spawn(self._record_late(copied(execution.record)), name="record late")
+
+    async def _record_late(self, record: job_service_pb2.JobRecord) -> None:
+        """Writes the record once that is possible again."""
+        delay_s = _FIRST_LATE_DELAY_S
+        while True:
+            await self._clock.sleep(delay_s)
+            try:
+                await self._jobs.move(record)
+            except JobStoreAway:
+                delay_s = min(2 * delay_s, _MAX_LATE_DELAY_S)
+            except GatewayError as error:
+                _log.warning("record not written", job_id=record.video.id, cause=error.code)
+                return
+            else:
+                return
+
+    def _patience(self) -> float:
+        """Nobody waits long for records that were away a moment ago."""
+        return self._patience_s / 10 if self._jobs.away else self._patience_s
+
+    def _started(self, execution: Execution) -> video_pb2.Video:
         self._lifetimes.begin(execution)
         self._metrics.admitted()
         return execution.video()
@@ -155,7 +215,7 @@ class Admission:
         options: video_service_pb2.CreateOptions,
         violations: list[FieldViolation],
         unfit: Mapping[str, int],
-    ) -> tuple[Ask, video_pb2.ResolvedSpec]:
+    ) -> video_pb2.ResolvedSpec:
         if self._lifetimes.draining:
             raise Unavailable("this gateway is shutting down; try another", retry_after_s=1.0)
         catalog = self._fleet.catalog()
@@ -186,33 +246,4 @@ class Admission:
                 f"{number(options.deadline_s)} s",
                 retry_after_s=max(wait_s, 1.0),
             )
-        units = work_units(resolved.width, resolved.height, resolved.num_frames, resolved.steps)
-        return Ask(model=model, units=units), resolved
-
-    def _execution(
-        self,
-        record: job_service_pb2.JobRecord,
-        ask: Ask,
-        options: video_service_pb2.CreateOptions,
-        *,
-        keep: bool,
-    ) -> Execution:
-        video = record.video
-        queued = video_pb2.QueuedEvent(
-            position=self._waiting.ahead(ask.model),
-            # None, and so unset, where the last node went since it was admitted.
-            eta_s=self._waiting.predicted_wait_s(ask.model),
-            durable=video.durable,
-            spec=video.spec,
-        )
-        log = EventLog(video_id=video.id, new_bytes=self._new_bytes, queued=queued)
-        lifetime_s = self._max_lifetime_s
-        if options.HasField("deadline_s"):
-            lifetime_s = options.deadline_s
-        return Execution(
-            record=record,
-            log=log,
-            ticket=self._waiting.enter(video.id, ask, log.requeue),
-            deadline_at_s=self._clock.monotonic() + lifetime_s,
-            keep=keep,
-        )
+        return resolved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,17 +14,23 @@ from prometheus_client import CollectorRegistry
 
 from gateway.config import GatewayConfig
 from gateway.core.admission import Admission
+from gateway.core.adoption import Adoption
 from gateway.core.commit import Committer
+from gateway.core.executions import Executions
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import NodeRun
 from gateway.core.runner import Runner
+from gateway.core.sources import Sources
 from gateway.core.sweeper import Sweeper
 from gateway.core.videos import Videos
 from gateway.fleet.node_link import NodeLinks
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.waiting import WaitingRoom
-from gateway.jobs.store import JobStore, MemoryJobStore
+from gateway.jobs.home import HomeJobs
+from gateway.jobs.memory import MemoryJobStore
+from gateway.jobs.remote import RemoteJobStore
+from gateway.jobs.store import JobStore, Owner
 from gateway.output.artifacts import (
     ArtifactError,
     ArtifactStore,
@@ -34,7 +41,10 @@ from gateway.output.artifacts import (
 from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolBudget
 from gateway.output.threads import Threads
+from gateway.peers.client import Peers
+from gateway.peers.gateways import Gateways
 from reelkit.clock import Clock
+from reelkit.rpc import internal_channel
 from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 
@@ -48,6 +58,9 @@ class Core:
 
     videos: Videos
     fleet: Fleet
+    gateways: Gateways
+    adoption: Adoption
+    owner: Owner
     lifetimes: Lifetimes
     sweeper: Sweeper
     scope: TaskScope
@@ -62,8 +75,11 @@ class _Ground:
     clock: Clock
     metrics: GatewayMetrics
     scope: TaskScope
-    jobs: JobStore
+    jobs: HomeJobs
     artifacts: ArtifactStore
+    owner: Owner
+    gateways: Gateways
+    peers: Peers
 
 
 @asynccontextmanager
@@ -90,6 +106,8 @@ async def open_core(
             config.spool_dir.mkdir(parents=True, exist_ok=True)
         links = NodeLinks(clock=clock)
         stack.push_async_callback(links.close)
+        peers = Peers(open_channel=internal_channel)
+        stack.push_async_callback(peers.close)
         scope = await stack.enter_async_context(TaskScope("gateway"))
         links.spawn_in(scope)
         stack.callback(links.stop)
@@ -98,8 +116,14 @@ async def open_core(
             clock=clock,
             metrics=GatewayMetrics(registry),
             scope=scope,
-            jobs=jobs or MemoryJobStore(max_records=config.jobs.max_records),
+            jobs=HomeJobs(
+                region=jobs or await _open_jobs(config, clock, stack),
+                own=MemoryJobStore(max_records=config.jobs.max_records),
+            ),
             artifacts=artifacts,
+            owner=Owner(config.gateway_id, secrets.token_hex(8)),
+            gateways=Gateways(),
+            peers=peers,
         )
         threads = Threads(max(1, (os.cpu_count() or 1) // 2), "spool")
         stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
@@ -107,15 +131,32 @@ async def open_core(
         committer = _committer(ground)
         lifetimes = _lifetimes(ground, fleet, waiting, committer)
         stack.callback(lifetimes.close)
-        videos = _videos(ground, fleet, waiting, committer, lifetimes, threads)
+        executions = _executions(ground, fleet, waiting, threads)
+        adoption = _adoption(ground, executions, lifetimes)
+        videos = _videos(
+            ground, fleet, waiting, committer, lifetimes, executions=executions, adoption=adoption
+        )
         _watch_figures(ground, fleet, waiting, lifetimes, videos)
         yield Core(
             videos=videos,
             fleet=fleet,
+            gateways=ground.gateways,
+            adoption=adoption,
+            owner=ground.owner,
             lifetimes=lifetimes,
             sweeper=_sweeper(ground),
             scope=scope,
         )
+
+
+async def _open_jobs(config: GatewayConfig, clock: Clock, stack: AsyncExitStack) -> JobStore:
+    if config.jobs.store == "memory":
+        return MemoryJobStore(max_records=config.jobs.max_records)
+    store = RemoteJobStore(
+        endpoints=config.control_plane.endpoints, clock=clock, patience_s=config.jobs.patience_s
+    )
+    stack.push_async_callback(store.close)
+    return store
 
 
 def _open_artifacts(config: GatewayConfig) -> ObstoreArtifacts:
@@ -148,6 +189,7 @@ def _committer(ground: _Ground) -> Committer:
         scope=ground.scope,
         metrics=ground.metrics,
         retention_s=ground.config.artifacts.retention_s,
+        patience_s=ground.config.jobs.commit_patience_s,
     )
 
 
@@ -180,14 +222,9 @@ def _lifetimes(
     )
 
 
-def _videos(
-    ground: _Ground,
-    fleet: Fleet,
-    waiting: WaitingRoom,
-    committer: Committer,
-    lifetimes: Lifetimes,
-    threads: Executor,
-) -> Videos:
+def _executions(
+    ground: _Ground, fleet: Fleet, waiting: WaitingRoom, threads: Executor
+) -> Executions:
     config = ground.config
     budget = SpoolBudget(
         max_bytes=config.spool.max_bytes,
@@ -205,18 +242,63 @@ def _videos(
     ground.metrics.watch_figure(
         "spool_bytes", "Bytes in spool files.", lambda: float(budget.used_bytes)
     )
+    return Executions(
+        fleet=fleet,
+        waiting=waiting,
+        new_bytes=new_bytes,
+        clock=ground.clock,
+        max_lifetime_s=config.runs.max_lifetime_s,
+    )
+
+
+def _adoption(ground: _Ground, executions: Executions, lifetimes: Lifetimes) -> Adoption:
+    return Adoption(
+        owner=ground.owner,
+        jobs=ground.jobs,
+        executions=executions,
+        lifetimes=lifetimes,
+        gateways=ground.gateways,
+        peers=ground.peers,
+        scope=ground.scope,
+        clock=ground.clock,
+        metrics=ground.metrics,
+    )
+
+
+def _videos(
+    ground: _Ground,
+    fleet: Fleet,
+    waiting: WaitingRoom,
+    committer: Committer,
+    lifetimes: Lifetimes,
+    *,
+    executions: Executions,
+    adoption: Adoption,
+) -> Videos:
+    config = ground.config
     admission = Admission(
         region=config.region,
-        gateway_id=config.gateway_id,
+        owner=ground.owner,
         fleet=fleet,
         waiting=waiting,
         lifetimes=lifetimes,
+        executions=executions,
         jobs=ground.jobs,
         scope=ground.scope,
-        new_bytes=new_bytes,
         clock=ground.clock,
         metrics=ground.metrics,
-        max_lifetime_s=config.runs.max_lifetime_s,
+        patience_s=config.jobs.admit_patience_s,
+    )
+    sources = Sources(
+        region=config.region,
+        owner=ground.owner,
+        lifetimes=lifetimes,
+        jobs=ground.jobs,
+        artifacts=ground.artifacts,
+        gateways=ground.gateways,
+        peers=ground.peers,
+        adoption=adoption,
+        clock=ground.clock,
     )
     return Videos(
         region=config.region,
@@ -227,6 +309,8 @@ def _videos(
         committer=committer,
         jobs=ground.jobs,
         artifacts=ground.artifacts,
+        sources=sources,
+        peers=ground.peers,
     )
 
 

@@ -15,12 +15,13 @@ import structlog
 from grpc import aio
 from reelmesh.v1 import job_service_pb2, node_service_pb2, video_pb2
 
-from gateway.core.execution import Execution
+from gateway.core.execution import Disowned, Execution
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import OWN_DISK, Fault
+from gateway.errors import JobStoreAway
 from gateway.fleet.node_link import NodeLink
 from gateway.jobs import records
-from gateway.jobs.store import JobStore
+from gateway.jobs.store import TERMINAL_STATUSES, JobStore
 from gateway.output.artifacts import ArtifactError, ArtifactStore, artifact_key
 from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolFull
@@ -32,6 +33,9 @@ _log = structlog.get_logger("gateway.commit")
 
 # An object store that answers 503 now often answers within a second or two.
 _WRITE_DELAYS_S: Final = (0.2, 1.0, 3.0)
+# Between tries to write an end while the records are away.
+_FIRST_SWAP_DELAY_S: Final = 0.1
+_MAX_SWAP_DELAY_S: Final = 2.0
 _NODE_CALL_TIMEOUT_S: Final = 2.0
 # What nobody waits for is done when the last event is on its way: each takes a while of
 # the one loop that also ends the client's stream.
@@ -51,6 +55,8 @@ class Committer:
     Args:
         scope: Owns what goes on after an answer: releasing, cancelling and deleting.
         retention_s: How long a terminal record and its artifact are kept.
+        patience_s: How long a client that only streams waits for the records of its job
+            to be written before it is told without.
     """
 
     def __init__(
@@ -62,7 +68,9 @@ class Committer:
         scope: TaskScope,
         metrics: GatewayMetrics,
         retention_s: float,
+        patience_s: float,
     ) -> None:
+        self._patience_s = patience_s
         self._jobs = jobs
         self._artifacts = artifacts
         self._clock = clock
@@ -119,10 +127,13 @@ class Committer:
             retention_s=self._retention_s,
         )
         try:
-            standing = await self._settle(execution, record)
+            standing = await self._settle_patiently(execution, record)
         except asyncio.CancelledError:
             if execution.ended.is_set() and execution.record.artifact_key != key:
                 self.discard(key)
+            raise
+        except Disowned:
+            self.discard(key)
             raise
         if standing is None or standing.artifact_key != key:
             self.discard(key)
@@ -132,14 +143,23 @@ class Committer:
         return None
 
     async def fail(self, execution: Execution, error: video_pb2.FailedEvent) -> None:
-        """Ends a job as failed, unless it has ended already."""
+        """Ends a job as failed, unless it has ended already.
+
+        Raises:
+            Disowned: It has another owner.
+        """
         record = records.failed(
             execution.record, error, now_s=self._clock.wall(), retention_s=self._retention_s
         )
-        await self._settle(execution, record)
+        await self._settle_patiently(execution, record)
 
     async def cancel(self, execution: Execution, reason: str) -> None:
-        """Ends a job as cancelled, unless it has ended already."""
+        """Ends a job as cancelled, unless it has ended already.
+
+        Raises:
+            Disowned: It has another owner.
+            JobStoreAway: Nothing was changed: the job goes on.
+        """
         record = records.cancelled(
             execution.record, reason, now_s=self._clock.wall(), retention_s=self._retention_s
         )
@@ -149,10 +169,58 @@ class Committer:
         self, execution: Execution, record: job_service_pb2.JobRecord
     ) -> job_service_pb2.JobRecord | None:
         """The first terminal write wins; answers the record that stands, None if deleted."""
+        await execution.recorded.wait()
         standing = await self._jobs.finish(record)
-        first = not execution.ended.is_set()
+        if standing is not None and standing.video.status not in TERMINAL_STATUSES:
+            raise Disowned
         # Deleted under way: readers still get an end, this one.
-        execution.finish(standing or record)
+        self._tell_end(execution, standing or record)
+        return standing
+
+    async def _settle_patiently(
+        self, execution: Execution, record: job_service_pb2.JobRecord
+    ) -> job_service_pb2.JobRecord | None:
+        """The same through an outage of the records.
+
+        Where only a streaming client waits, it is told first, and it is written later.
+        """
+        delay_s = _FIRST_SWAP_DELAY_S
+        limit = self._patience_s if execution.may_answer_first else None
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    try:
+                        return await self._settle(execution, record)
+                    except JobStoreAway as error:
+                        _log.warning("end not written", job_id=record.video.id, error=error.code)
+                    await self._clock.sleep(delay_s)
+                    delay_s = min(2 * delay_s, _MAX_SWAP_DELAY_S)
+        except TimeoutError:
+            self._tell_end(execution, record)
+            self._later("swap", self._swap_in_time, record)
+            return record
+
+    async def _swap_in_time(self, record: job_service_pb2.JobRecord) -> None:
+        """Writes an end that its client has heard of already, once the records are back."""
+        delay_s = _FIRST_SWAP_DELAY_S
+        while True:
+            try:
+                standing = await self._jobs.finish(record)
+            except JobStoreAway:
+                await self._clock.sleep(delay_s)
+                delay_s = min(2 * delay_s, _MAX_SWAP_DELAY_S)
+                continue
+            if standing is None or standing.artifact_key != record.artifact_key:
+                _log.warning(
+                    "an end that was told was not the one that stands", job_id=record.video.id
+                )
+                if record.artifact_key:
+                    await self._discard(record.artifact_key)
+            return
+
+    def _tell_end(self, execution: Execution, standing: job_service_pb2.JobRecord) -> None:
+        first = not execution.ended.is_set()
+        execution.finish(standing)
         if first:
             video = execution.record.video
             lasted_ns = video.completed_at.ToNanoseconds() - video.created_at.ToNanoseconds()
@@ -163,7 +231,19 @@ class Committer:
                 video.result.size_bytes,
             )
             self._later("log", self._log_end, video)
-        return standing
+
+    def note(self, execution: Execution) -> None:
+        """Writes what is known of a job that goes on, in the background; lost if it fails."""
+        record = job_service_pb2.JobRecord()
+        record.CopyFrom(execution.record)
+        self._later("note", self._note, execution, record)
+
+    async def _note(self, execution: Execution, record: job_service_pb2.JobRecord) -> None:
+        await execution.recorded.wait()
+        try:
+            await self._jobs.update(record)
+        except JobStoreAway:
+            _log.info("attempt not noted", job_id=record.video.id)
 
     async def _log_end(self, video: video_pb2.Video) -> None:
         await self._clock.sleep(_AFTER_ANSWERS_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from reelmesh.v1 import job_service_pb2, video_pb2
@@ -11,6 +12,10 @@ from gateway.fleet.node_link import NodeLink
 from gateway.fleet.waiting import Ticket
 from gateway.jobs.records import last_attempt, terminal_event
 from gateway.output.event_log import EventLog
+
+
+class Disowned(Exception):  # noqa: N818 - named for what happened
+    """Another gateway owns the job now; what this one does for it counts no more."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -33,7 +38,13 @@ class Execution:
     """The video is whole and is being written; the node is done with it."""
     grace: asyncio.Task[None] | None = None
     """Cancels it when nobody watches for too long."""
+    recorded: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its record stands, or it was decided that it has none; nothing ends before."""
+    adopted_from: NodeLink | None = None
+    """The node that still runs it for a former owner."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    on_running: Callable[[], None] = lambda: None
+    """Called when a node has begun to work on it."""
 
     @property
     def video_id(self) -> str:
@@ -46,6 +57,14 @@ class Execution:
         return self.record.epoch
 
     @property
+    def may_answer_first(self) -> bool:
+        """Whether its client may hear of its end before the record does.
+
+        One that nobody can ask for again, by its key or after the client left.
+        """
+        return not self.keep and not self.record.idempotency_key
+
+    @property
     def spec(self) -> video_pb2.ResolvedSpec:
         """What to draw."""
         return self.record.video.spec
@@ -54,6 +73,8 @@ class Execution:
         """Says whether it waits or runs; nothing once it has ended."""
         if self.ended.is_set():
             return
+        if status == video_pb2.VIDEO_STATUS_RUNNING != self.record.video.status:
+            self.on_running()
         self.record.video.status = status
         if status == video_pb2.VIDEO_STATUS_QUEUED:
             # What a lost attempt had done is not done.

@@ -11,7 +11,7 @@ import structlog
 from reelmesh.v1 import video_pb2
 
 from gateway.core.commit import Committer
-from gateway.core.execution import Execution
+from gateway.core.execution import Disowned, Execution
 from gateway.core.runner import Runner
 from gateway.fleet.waiting import WaitingRoom
 from reelkit.clock import Clock
@@ -19,6 +19,9 @@ from reelkit.tasks import TaskScope
 
 # What drain gives nodes and the artifact store to hear of the end, beyond its limit.
 _FLUSH_S = 2.0
+
+# After that a job's record says that it runs, and on which node.
+_NOTE_AFTER_S = 1.0
 
 # Between attempts to write a job's end where the store fails.
 _STORE_FIRST_DELAY_S = 0.2
@@ -94,6 +97,7 @@ class Lifetimes:
         self._live += 1
         self._idle.clear()
         execution.log.on_readers = partial(self._readers_changed, execution)
+        execution.on_running = partial(self._note_running, execution)
         left_s = execution.deadline_at_s - self._clock.monotonic()
         deadline = self._scope.spawn(
             self._expire(execution, left_s), name=f"deadline/{execution.video_id}"
@@ -109,6 +113,8 @@ class Lifetimes:
     async def _supervise(self, execution: Execution) -> None:
         try:
             await self._runner.run(execution)
+        except Disowned:
+            self.disown(execution)
         except Exception:  # noqa: BLE001 - the supervisor of jobs: one job's bug ends that job
             _log.exception("job broke off", job_id=execution.video_id)
             await self._until_ended(execution, lambda: self._committer.fail(execution, _BROKEN))
@@ -121,10 +127,41 @@ class Lifetimes:
         while not execution.ended.is_set():
             try:
                 await write()
+            except Disowned:
+                self.disown(execution)
             except Exception as error:  # noqa: BLE001 - a supervisor: the end must come
                 _log.warning("end not written", job_id=execution.video_id, error=str(error))
                 await self._clock.sleep(delay_s)
                 delay_s = min(2 * delay_s, _STORE_MAX_DELAY_S)
+
+    def disown(self, execution: Execution) -> None:
+        """Stops to own a job whose record says another: its run and its readers move on."""
+        _log.info("job has another owner", job_id=execution.video_id)
+        execution.ended.set()
+        execution.log.abandon()
+        if self._executions.get(execution.video_id) is execution:
+            del self._executions[execution.video_id]
+        task = execution.task
+        if task is not None and not task.done() and task is not asyncio.current_task():
+            task.cancel()
+
+    def abort(self, execution: Execution, reason: str) -> None:
+        """Ends one that was never recorded, as if it had never been."""
+        if execution.link is not None:
+            self._committer.stop_at_node(execution.link, execution, reason)
+        execution.recorded.set()
+        self.disown(execution)
+
+    def _note_running(self, execution: Execution) -> None:
+        """Has the record say that it runs, and where, if it still does in a while."""
+        if not execution.ended.is_set() and not self._closed:
+            self._scope.spawn(self._note_later(execution), name=f"note/{execution.video_id}")
+
+    async def _note_later(self, execution: Execution) -> None:
+        # Most small videos are done by then, and cost the records no further write.
+        await self._clock.sleep(_NOTE_AFTER_S)
+        if not execution.ended.is_set() and not self._closed:
+            self._committer.note(execution)
 
     def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
         deadline.cancel()
@@ -221,6 +258,11 @@ class Lifetimes:
         if left:
             _log.warning("jobs given up", jobs=len(left))
         for execution in left:
+            if execution.record.video.durable:
+                # Its record outlives this gateway: another one goes on with it, attaching to
+                # the run that the node keeps for a while.
+                self.disown(execution)
+                continue
             error = video_pb2.FailedEvent(
                 code="gateway_stopped",
                 message="the gateway was shut down before the video was done",

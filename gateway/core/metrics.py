@@ -44,6 +44,11 @@ class GatewayMetrics:
         self._admitted = Counter(
             "reelmesh_gateway_jobs_admitted", "Jobs admitted.", registry=registry
         )
+        self._adopted = Counter(
+            "reelmesh_gateway_jobs_adopted",
+            "Jobs taken over from a gateway that was gone.",
+            registry=registry,
+        )
         self._refused = Counter(
             "reelmesh_gateway_jobs_refused",
             "Jobs refused at admission, by the error's code.",
@@ -91,6 +96,10 @@ class GatewayMetrics:
     def admitted(self) -> None:
         """Counts an admitted job."""
         self._admitted.inc()
+
+    def adopted(self) -> None:
+        """Counts a job taken over."""
+        self._adopted.inc()
 
     def refused(self, code: str) -> None:
         """Counts a refused one; ``code`` is one of :mod:`gateway.errors`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import grpc
+from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from reelmesh.v1 import node_service_pb2, video_pb2
 
@@ -63,6 +64,12 @@ _SILENCE_SLACK_S = 1.0
 
 _CLOSED = Fault("node_lost", "the node left the fleet")
 
+# Another gateway has the job: nothing that is done here counts any more.
+STALE_OWNER = Fault(
+    "stale_owner", "another gateway has taken the job over", retryable=False, of_node=False
+)
+_STALE_OWNER_REASON = "STALE_OWNER"
+
 
 class NodeRun:
     """Calls ``NodeService.Run`` and feeds what comes to the execution's log.
@@ -93,6 +100,7 @@ class NodeRun:
             tenant=execution.record.tenant,
             deadline_s=max(execution.deadline_at_s - self._clock.monotonic(), 0.001),
             canary=False,
+            alone=execution.ticket.ask.alone,
             **{"try": try_},
         )
         try:
@@ -176,7 +184,8 @@ class NodeRun:
         if attempt != log.attempt:
             if attempt < log.attempt:
                 raise ByteGap(f"attempt {attempt} after {log.attempt}")
-            log.begin(attempt, "reattached")
+            former = execution.epoch > 1 and not log.attempt
+            log.begin(attempt, "owner_lost" if former else "reattached")
 
 
 def _percent(progress: video_pb2.ProgressEvent) -> int:
@@ -198,9 +207,22 @@ def _fault_of(error: aio.AioRpcError) -> Fault:
             retryable=False,
             of_node=False,
         )
+    if code is grpc.StatusCode.FAILED_PRECONDITION and _reason(error) == _STALE_OWNER_REASON:
+        return STALE_OWNER
     if code is grpc.StatusCode.UNAVAILABLE:
         return Fault("node_lost", "the connection to the node broke")
     return Fault("node_error", f"the node answered {code.name}")
+
+
+def _reason(error: aio.AioRpcError) -> str:
+    """The reason of the error's ErrorInfo, "" where it has none."""
+    for name, value in error.trailing_metadata() or ():
+        if name == "grpc-status-details-bin" and isinstance(value, bytes):
+            for detail in status_pb2.Status.FromString(value).details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return str(info.reason)
+    return ""
 
 
 def _fault_of_event(failed: video_pb2.FailedEvent) -> Fault:

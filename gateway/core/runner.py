@@ -15,9 +15,9 @@ from opentelemetry import trace
 from reelmesh.v1 import node_service_pb2, video_pb2
 
 from gateway.core.commit import Committer
-from gateway.core.execution import Execution
+from gateway.core.execution import Disowned, Execution
 from gateway.core.metrics import GatewayMetrics
-from gateway.core.node_run import Busy, Fault, NodeRun
+from gateway.core.node_run import STALE_OWNER, Busy, Fault, NodeRun
 from gateway.fleet.ejection import EJECT_S, RetryBudget, may_eject
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.nodes import Fleet
@@ -30,6 +30,7 @@ _tracer = trace.get_tracer("gateway")
 
 # A second worker that dies under a job shows that the job kills workers.
 _WORKER_DEATHS_OF_POISON = 2
+WORKER_DIED = "worker_died"
 
 
 @dataclass(slots=True)
@@ -38,8 +39,23 @@ class _Course:
 
     ticket: Ticket
     worker_deaths: int = 0
+    deaths_at: list[str] = field(default_factory=list)
+    """The nodes whose workers died, in order."""
     stops: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Cancels on their way, by node."""
+
+    @classmethod
+    def of(cls, execution: Execution) -> _Course:
+        """As the record of a job tells it, which may have had other owners."""
+        failed = [attempt for attempt in execution.record.attempts if attempt.cause]
+        deaths = [attempt.node_id for attempt in failed if attempt.cause == WORKER_DIED]
+        ticket = execution.ticket
+        ticket.ask = replace(
+            ticket.ask,
+            avoid=ticket.ask.avoid | {attempt.node_id for attempt in failed},
+            alone=ticket.ask.alone or bool(deaths),
+        )
+        return cls(ticket, worker_deaths=len(deaths), deaths_at=deaths)
 
 
 class Runner:
@@ -71,11 +87,13 @@ class Runner:
         Cancellation gives up the node's stream and its place in the line; the run at
         the node is not cancelled by that.
         """
-        course = _Course(execution.ticket)
+        course = _Course.of(execution)
         for try_ in itertools.count(1):
             fault = await self._try(execution, course, try_)
             if fault is None:
                 return
+            if fault is STALE_OWNER:
+                raise Disowned
             _log.info("try failed", job_id=execution.video_id, attempt=try_, cause=fault.code)
             if self._is_last(fault, course, try_):
                 await self._committer.fail(execution, self._verdict(fault, course, try_))
@@ -88,7 +106,7 @@ class Runner:
         attempt = ordinal_of(execution.epoch, try_)
         while True:
             execution.set_status(video_pb2.VIDEO_STATUS_QUEUED)
-            link = await self._waiting.place(course.ticket)
+            link = await self._next_link(execution, course)
             execution.link = link
             stop = course.stops.pop(link.node_id, None)
             if stop is not None:
@@ -109,10 +127,19 @@ class Runner:
             self._note_end(link, outcome)
             if outcome is not None:
                 execution.end_attempt(outcome.code)
-                self._learn(course, link, outcome)
+                self._learn(execution, course, link, outcome)
                 if outcome.runs_on:
                     self._stop(execution, course, link, outcome)
             return outcome
+
+    async def _next_link(self, execution: Execution, course: _Course) -> NodeLink:
+        """The node that still runs it for a former owner, else the one it is placed on."""
+        link, execution.adopted_from = execution.adopted_from, None
+        if link is not None and link.connected:
+            # The node's own report holds its work.
+            link.assign(execution.video_id, 0.0)
+            return link
+        return await self._waiting.place(course.ticket)
 
     async def _run_at(
         self, execution: Execution, link: NodeLink, try_: int, attempt: int
@@ -128,10 +155,13 @@ class Runner:
         if stop is not None:
             course.stops[link.node_id] = stop
 
-    def _learn(self, course: _Course, link: NodeLink, fault: Fault) -> None:
+    def _learn(self, execution: Execution, course: _Course, link: NodeLink, fault: Fault) -> None:
         ask = course.ticket.ask
-        if fault.code == "worker_died":
+        if fault.code == WORKER_DIED:
             course.worker_deaths += 1
+            course.deaths_at.append(link.node_id)
+            # Whoever owns it next must know: it runs alone once, and not a third time.
+            self._committer.note(execution)
         course.ticket.ask = replace(
             ask, avoid=ask.avoid | {link.node_id}, alone=course.worker_deaths > 0
         )
@@ -148,7 +178,8 @@ class Runner:
         if course.worker_deaths >= _WORKER_DEATHS_OF_POISON:
             return video_pb2.FailedEvent(
                 code="poison",
-                message="two workers died while they made this video; it is not tried again",
+                message="two workers died while they made this video; it is not tried again "
+                f"(on {' and '.join(course.deaths_at) or 'one node'})",
             )
         return video_pb2.FailedEvent(
             code=fault.code,

@@ -9,7 +9,6 @@ from typing import TypeVar
 import structlog
 from reelmesh.v1 import (
     fleet_service_pb2,
-    job_service_pb2,
     model_pb2,
     video_pb2,
     video_service_pb2,
@@ -20,6 +19,7 @@ from gateway.core.admission import Admission
 from gateway.core.commit import Committer
 from gateway.core.execution import Execution
 from gateway.core.lifetimes import Lifetimes
+from gateway.core.sources import Remote, Sources
 from gateway.errors import (
     FieldViolation,
     InvalidRequest,
@@ -32,8 +32,7 @@ from gateway.jobs.ids import not_here, region_of
 from gateway.jobs.records import no_bytes
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactError, ArtifactMissing, ArtifactStore, pieces
-from gateway.output.replay import replay
-from gateway.output.wire import encode_event
+from gateway.peers.client import PeerGone, Peers
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 T = TypeVar("T")
@@ -61,6 +60,8 @@ class Videos:
         committer: Committer,
         jobs: JobStore,
         artifacts: ArtifactStore,
+        sources: Sources,
+        peers: Peers,
     ) -> None:
         self._region = region
         self._admission = admission
@@ -70,6 +71,8 @@ class Videos:
         self._committer = committer
         self._jobs = jobs
         self._artifacts = artifacts
+        self._sources = sources
+        self._peers = peers
 
     # --- create ---
 
@@ -89,33 +92,26 @@ class Videos:
 
     async def get(self, caller: Caller, video_id: str) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.get`."""
-        execution = self._own(caller, video_id)
-        if execution is not None:
+
+        async def own(execution: Execution) -> video_pb2.Video:
             return execution.video()
-        return (await self._record(caller, video_id)).video
 
-    def _own(self, caller: Caller, video_id: str) -> Execution | None:
-        execution = self._lifetimes.get(video_id)
-        if execution is None or execution.record.tenant != caller.tenant:
-            return None
-        return execution
+        async def remote(found: Remote) -> video_pb2.Video:
+            try:
+                return await self._peers.get(found.address, caller, video_id)
+            except PeerGone:
+                # Reading needs no claim: the record says less of the progress, and is true.
+                return found.record.video
 
-    async def _record(self, caller: Caller, video_id: str) -> job_service_pb2.JobRecord:
-        record = await self._jobs.get(caller.tenant, video_id)
-        if record is None:
-            raise not_here(video_id, region=self._region)
-        return record
+        return await self._sources.answer(
+            caller, video_id, own=own, remote=remote, ended=lambda record: record.video
+        )
 
     async def watch(
         self, caller: Caller, video_id: str, *, after_seq: int
     ) -> AsyncGenerator[video_pb2.VideoEvent]:
         """See :meth:`gateway.application.VideoApplication.watch`."""
-        execution = self._own(caller, video_id)
-        if execution is not None:
-            events = execution.log.read(after_seq)
-        else:
-            record = await self._record(caller, video_id)
-            events = replay(record, self._artifacts, after_seq=after_seq)
+        events = self._sources.events(caller, video_id, after_seq=after_seq)
         async with contextlib.aclosing(_told(events, video_id)) as told:
             async for event in told:
                 yield event
@@ -124,14 +120,7 @@ class Videos:
         self, caller: Caller, video_id: str, *, after_seq: int
     ) -> AsyncGenerator[bytes]:
         """See :meth:`gateway.application.VideoApplication.watch_encoded`."""
-        execution = self._own(caller, video_id)
-        if execution is None:
-            events = self.watch(caller, video_id, after_seq=after_seq)
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    yield encode_event(event)
-            return
-        encoded = execution.log.read_encoded(after_seq)
+        encoded = self._sources.encoded(caller, video_id, after_seq=after_seq)
         async with contextlib.aclosing(_told(encoded, video_id)) as told:
             async for message in told:
                 yield message
@@ -162,7 +151,7 @@ class Videos:
 
     async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
         """See :meth:`gateway.application.VideoApplication.download`."""
-        record = await self._record(caller, video_id)
+        record = await self._sources.record(caller, video_id)
         video = record.video
         if video.status != video_pb2.VIDEO_STATUS_COMPLETED:
             raise no_bytes(video)
@@ -180,17 +169,35 @@ class Videos:
 
     async def cancel(self, caller: Caller, video_id: str) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.cancel`."""
-        execution = self._own(caller, video_id)
-        if execution is not None:
+
+        async def own(execution: Execution) -> video_pb2.Video:
             await self._lifetimes.cancel(execution, "client")
             return execution.video()
-        return (await self._record(caller, video_id)).video
+
+        return await self._sources.answer(
+            caller,
+            video_id,
+            own=own,
+            remote=lambda found: self._peers.cancel(found.address, caller, video_id),
+            ended=lambda record: record.video,
+        )
 
     async def delete(self, caller: Caller, video_id: str) -> None:
         """See :meth:`gateway.application.VideoApplication.delete`."""
-        execution = self._own(caller, video_id)
-        if execution is not None:
+
+        async def own(execution: Execution) -> bool:
             await self._lifetimes.cancel(execution, "client")
+            return False
+
+        async def remote(found: Remote) -> bool:
+            await self._peers.delete(found.address, caller, video_id)
+            return True
+
+        deleted = await self._sources.answer(
+            caller, video_id, own=own, remote=remote, ended=lambda _record: False
+        )
+        if deleted:
+            return
         removed = await self._jobs.delete(caller.tenant, video_id)
         if removed is None:
             raise not_here(video_id, region=self._region)

@@ -136,6 +136,10 @@ class NodeLink:
         self.connected = False
         self._on_close(self)
 
+    def holds(self, job_id: str) -> bool:
+        """Whether the node reported a run of the job last."""
+        return job_id in self._reported
+
     # --- what this gateway sends ---
 
     def assign(self, job_id: str, seconds: float, *, alone: bool = False) -> None:

@@ -106,9 +106,15 @@ class WaitingRoom:
 
         Follow with :meth:`place`, or with :meth:`abandon` where that is never awaited.
         """
-        ticket = Ticket(job_id, next(self._orders), ask, on_position)
+        ticket = self.ticket(job_id, ask, on_position)
         self._stand(ticket)
         return ticket
+
+    def ticket(
+        self, job_id: str, ask: Ask, on_position: Callable[[int, float | None], None]
+    ) -> Ticket:
+        """A place at the end of the line that is taken once somebody asks for a node."""
+        return Ticket(job_id, next(self._orders), ask, on_position)
 
     def _stand(self, ticket: Ticket) -> None:
         future: asyncio.Future[NodeLink] = asyncio.get_running_loop().create_future()

@@ -1,6 +1,6 @@
-"""The gateway's streams to the control plane: the fleet from it, a beat to it.
+"""The gateway's streams to the control plane: fleet and orphans from it, a beat to it.
 
-Both run for as long as the gateway does and start again when they break. Neither is
+They run for as long as the gateway does and start again when they break. Neither is
 needed to serve: what was known last stays in :class:`gateway.fleet.nodes.Fleet`.
 
 Both go to the same replica, since only one of them tells whether it lives: WatchFleet
@@ -12,11 +12,13 @@ since they are answered below the replica's own code.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from grpc import aio
-from reelmesh.v1 import control_plane_service_pb2
+from reelmesh.v1 import control_plane_service_pb2, job_service_pb2
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
+from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
 
 from gateway.fleet.node_link import StreamBroken, broken
 from gateway.fleet.nodes import Fleet
@@ -38,9 +40,16 @@ class ControlPlaneLink:
         clock: Clock,
         hello: control_plane_service_pb2.GatewayHello,
         silence_timeout_s: float,
+        on_fleet: Callable[[control_plane_service_pb2.WatchFleetResponse], None] = lambda _: None,
+        on_orphans: Callable[[Sequence[job_service_pb2.Orphan]], None] | None = None,
     ) -> None:
         self._channels = [internal_channel(endpoint) for endpoint in endpoints]
         self._stubs = [ControlPlaneServiceStub(channel) for channel in self._channels]
+        self._job_stubs = [JobServiceStub(channel) for channel in self._channels]
+        self._on_fleet = on_fleet
+        self._on_orphans = on_orphans
+        self._leaving = asyncio.Event()
+        self._left = asyncio.Event()
         # Index of the replica that the next stream goes to.
         self._replica = 0
         self._attached: tuple[int, asyncio.Timeout] | None = None
@@ -55,7 +64,10 @@ class ControlPlaneLink:
 
     def start(self, scope: TaskScope) -> None:
         """Spawns both streams."""
-        for name, stream in (("watch-fleet", self._watch), ("attach", self._attach)):
+        streams = [("watch-fleet", self._watch), ("attach", self._attach)]
+        if self._on_orphans is not None:
+            streams.append(("watch-orphans", self._watch_orphans))
+        for name, stream in streams:
             loop = retry_forever(
                 stream,
                 name=name,
@@ -65,6 +77,18 @@ class ControlPlaneLink:
                 max_delay_s=2.0,
             )
             self._streams.append(scope.spawn(loop, name=name))
+
+    async def goodbye(self, *, timeout_s: float = 1.0) -> None:
+        """Ends the attachment in good order, which takes the gateway's record out at once.
+
+        Its jobs are orphans from then on, and need not wait for a lease.
+        """
+        self._leaving.set()
+        if self._attached is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._left.wait()
 
     async def close(self) -> None:
         """Ends both streams, then closes the channels that they would begin anew on."""
@@ -120,9 +144,30 @@ class ControlPlaneLink:
                 self._fleet.apply(response.delta)
             case _:
                 return
+        self._on_fleet(response)
         self._version = response.version
 
+    async def _watch_orphans(self) -> None:
+        replica = self._replica
+        request = job_service_pb2.WatchOrphansRequest(gateway_id=self._hello.gateway_id)
+        call = self._job_stubs[replica].WatchOrphans(request)
+        try:
+            async with asyncio.timeout(_FIRST_ANSWER_S) as limit:
+                while isinstance(
+                    response := await call.read(), job_service_pb2.WatchOrphansResponse
+                ):
+                    limit.reschedule(self._next_word_by())
+                    if self._on_orphans is not None:
+                        self._on_orphans(response.orphans)
+        except (aio.AioRpcError, TimeoutError) as error:
+            raise broken(error) from None
+        finally:
+            self._leave(replica)
+            call.cancel()
+
     async def _attach(self) -> None:
+        if self._leaving.is_set():
+            await asyncio.Event().wait()
         replica = self._replica
         welcomed: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         call = self._stubs[replica].AttachGateway(self._beats(welcomed))
@@ -140,6 +185,8 @@ class ControlPlaneLink:
             raise broken(error) from None
         finally:
             self._attached = None
+            if self._leaving.is_set():
+                self._left.set()
             self._leave(replica)
             call.cancel()
 
@@ -151,7 +198,10 @@ class ControlPlaneLink:
         hello.lease_id = self._lease_id
         yield control_plane_service_pb2.AttachGatewayRequest(hello=hello)
         every_s = max(await welcomed / 3, 0.2)
-        while True:
-            await self._clock.sleep(every_s)
+        while not self._leaving.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await self._leaving.wait()
+                    return
             beat = control_plane_service_pb2.GatewayBeat()
             yield control_plane_service_pb2.AttachGatewayRequest(beat=beat)

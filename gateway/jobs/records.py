@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
-from gateway.errors import NotFinished, VideoCancelled, VideoFailed
+from gateway.errors import (
+    FieldViolation,
+    InvalidRequest,
+    NotFinished,
+    VideoCancelled,
+    VideoFailed,
+)
 from gateway.jobs.attempts import TERMINAL_N, seq_of
+from gateway.jobs.store import Owner
+
+# 16 KiB is the store's limit; attempts, the result and an error come later.
+MAX_RECORD_BYTES: Final = 12 * 1024
 
 
 def request_digest(spec: video_pb2.VideoSpec) -> str:
@@ -24,8 +35,9 @@ def new_record(
     spec: video_pb2.ResolvedSpec,
     options: video_service_pb2.CreateOptions,
     digest: str,
-    owner: str,
+    owner: Owner,
     durable: bool,
+    keep: bool,
     now_s: float,
 ) -> job_service_pb2.JobRecord:
     """The record of a job that is admitted now."""
@@ -39,8 +51,10 @@ def new_record(
         ),
         tenant=caller.tenant,
         subject=caller.subject,
-        owner_gateway=owner,
+        owner_gateway=owner.gateway_id,
+        owner_incarnation=owner.incarnation,
         epoch=1,
+        keep=keep,
         idempotency_key=options.idempotency_key,
         request_digest=digest,
     )
@@ -48,6 +62,26 @@ def new_record(
     if options.HasField("deadline_s"):
         _set_time(record.deadline, now_s + options.deadline_s)
     return record
+
+
+def check_size(record: job_service_pb2.JobRecord) -> None:
+    """Makes sure that the record, and what is added to it later, fits the store.
+
+    Raises:
+        InvalidRequest: Its texts are too long; names the field.
+    """
+    excess = record.ByteSize() - MAX_RECORD_BYTES
+    if excess <= 0:
+        return
+    spec = record.video.spec
+    texts = {"negative_prompt": spec.negative_prompt, "prompt": spec.prompt}
+    field = max(texts, key=lambda name: len(texts[name].encode()))
+    size = len(texts[field].encode())
+    rule = (
+        f"takes {size} bytes in UTF-8, and with the rest of the request {excess} bytes more than "
+        "a record has room for; shorten it"
+    )
+    raise InvalidRequest((FieldViolation(field, rule, (f"{max(size - excess, 0)} bytes",)),))
 
 
 def completed(

@@ -27,6 +27,17 @@ T = TypeVar("T")
 _BURST_S: Final = 0.005
 
 
+class LogAbandoned(Exception):  # noqa: N818 - named for what happened
+    """This gateway no longer makes the job's events; its owner does.
+
+    ``seq`` is the last one that the reader got, to go on after elsewhere.
+    """
+
+    def __init__(self, seq: int) -> None:
+        super().__init__("the job has another owner")
+        self.seq = seq
+
+
 class _Entry:
     """An event of the current attempt; a chunk's bytes are with the spool."""
 
@@ -76,6 +87,7 @@ class EventLog:
         self._newest: dict[str, _Entry] = {}
         self._bytes = new_bytes()
         self._terminal: video_pb2.VideoEvent | None = None
+        self._abandoned = False
         self._waiters: list[asyncio.Future[None]] = []
         self.attempt = 0
         """Ordinal of the current attempt; 0 before the first."""
@@ -202,6 +214,17 @@ class EventLog:
         self._publish()
         self.settle_memory()
 
+    def abandon(self) -> None:
+        """Sends every reader elsewhere; a log that has ended stays as it is."""
+        if self._terminal is None:
+            self._abandoned = True
+            self._reset()
+            self._wake()
+
+    def tell_durable(self, durable: bool) -> None:
+        """Corrects what readers are told first, before the first of them reads."""
+        self._queued.durable = durable
+
     def _event(self, seq: int, **event: object) -> video_pb2.VideoEvent:
         # The keyword is one of the oneof's names; mypy cannot follow that.
         return video_pb2.VideoEvent(seq=seq, video_id=self._video_id, **event)  # type: ignore[arg-type]
@@ -220,6 +243,7 @@ class EventLog:
 
         Raises:
             OSError: Bytes that had left memory could not be read back.
+            LogAbandoned: The job has another owner now.
         """
         return self._read(after_seq, lambda event: event, self._chunk_event)
 
@@ -237,6 +261,8 @@ class EventLog:
         generation, cursor, queued_changes = -1, 0, -1
         try:
             while True:
+                if self._abandoned:
+                    raise LogAbandoned(after_seq)
                 if generation != self._generation:
                     generation = self._generation
                     cursor = bisect.bisect_right(self._entries, after_seq, key=_seq)
@@ -249,10 +275,12 @@ class EventLog:
                     cursor += 1
                     if entry.length:
                         data = await self._data(entry)
-                        if data is not None and generation == self._generation:
-                            yield of_chunk(entry, self.attempt, data)
+                        if data is None or generation != self._generation:
+                            continue
+                        yield of_chunk(entry, self.attempt, data)
                     elif entry.event is not None:
                         yield of_event(entry.event)
+                    after_seq = entry.seq
                 elif self._terminal is not None:
                     yield of_event(self._terminal)
                     return

@@ -25,6 +25,10 @@ _CHUNK_ATTEMPT: Final = 0x08
 _CHUNK_OFFSET: Final = 0x10
 _CHUNK_DATA: Final = 0x1A
 
+# WatchVideoResponse.event, VideoEvent.seq
+_WATCH_EVENT: Final = 0x0A
+_SEQ: Final = 0x08
+
 
 @dataclass(frozen=True, slots=True)
 class NodeChunk:
@@ -119,6 +123,17 @@ def encode_chunk(
         )
     )
     return b"".join((b"\x0a", _encoded(len(event) + size), event, data))
+
+
+def seq_of_encoded(message: bytes) -> int:
+    """The seq of an event that is an encoded ``WatchVideoResponse``, 0 where it has none."""
+    try:
+        if message[0] != _WATCH_EVENT:
+            return 0
+        _, at = _varint(message, 1)
+        return _number(message, at, _SEQ)[0]
+    except (IndexError, _OtherShape):
+        return 0
 
 
 def _field(tag: int, value: int) -> bytes:

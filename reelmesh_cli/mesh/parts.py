@@ -160,6 +160,7 @@ class _Parts:
             "gateway_id": gateway_id,
             "state_dir": str(folder / "gateways" / gateway_id),
             "grpc": {"listen": grpc},
+            "peer": {"listen": self._address()},
             "http": {"listen": http},
             "auth": {
                 "issuers": [

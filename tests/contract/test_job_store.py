@@ -5,8 +5,11 @@ import asyncio
 import pytest
 from reelmesh.v1 import job_service_pb2, video_pb2
 
-from gateway.errors import IdempotencyConflict, ResourceExhausted
-from tests.support.jobs import JOB_STORES
+from gateway.errors import IdempotencyConflict, NotFinished, ResourceExhausted
+from gateway.jobs.store import Owner
+from tests.support.jobs import JOB_STORES, memory_jobs
+
+ME, OTHER = Owner("g0", "life-1"), Owner("g1", "life-1")
 
 
 @pytest.fixture(params=JOB_STORES)
@@ -15,8 +18,10 @@ async def store(request):
         yield found
 
 
-def job(job_id, *, tenant="acme", key="", digest="d", epoch=1):
+def job(job_id, *, tenant="acme", key="", digest="d", epoch=1, owner=ME):
     return job_service_pb2.JobRecord(
+        owner_gateway=owner.gateway_id,
+        owner_incarnation=owner.incarnation,
         video=video_pb2.Video(id=job_id, status=video_pb2.VIDEO_STATUS_QUEUED),
         tenant=tenant,
         idempotency_key=key,
@@ -108,7 +113,10 @@ async def test_a_deleted_record_is_not_brought_back(store):
     record = job("ap-1", key="k")
     await store.create(record)
     assert await store.delete("other", "ap-1") is None
-    assert await store.delete("acme", "ap-1") == record
+    with pytest.raises(NotFinished):
+        await store.delete("acme", "ap-1")
+    done = await store.finish(ended(record))
+    assert await store.delete("acme", "ap-1") == done
     assert await store.delete("acme", "ap-1") is None
     assert await store.finish(ended(record)) is None
     assert await store.get("acme", "ap-1") is None
@@ -136,6 +144,7 @@ async def test_pages_cover_a_tenants_records_in_either_order(store):
 async def test_a_page_goes_on_after_an_id_that_is_gone(store):
     for index in range(5):
         await store.create(job(f"ap-{index}"))
+    await store.finish(ended(job("ap-2")))
     await store.delete("acme", "ap-2")
     page, more = await store.list_page("acme", limit=10, after="ap-2", oldest_first=False)
     assert [record.video.id for record in page] == ["ap-1", "ap-0"]
@@ -159,10 +168,45 @@ async def test_known_names_those_that_have_a_record(store):
     assert await store.known({"ap-1", "ap-2"}) == {"ap-1"}
 
 
-async def test_records_are_bounded(store):
-    async def fill():
-        for index in range(10_000):
-            await store.create(job(f"ap-{index}"))
+async def test_a_claim_moves_a_job_and_shuts_its_owner_out(store):
+    await store.create(job("ap-1"))
+    record, claimed = await store.claim("ap-1", epoch=1, owner=OTHER)
+    assert claimed
+    assert (record.owner_gateway, record.epoch) == ("g1", 2)
+    # Once more, since its answer was lost; and another that is too late.
+    assert await store.claim("ap-1", epoch=1, owner=OTHER) == (record, True)
+    assert await store.claim("ap-1", epoch=1, owner=Owner("g2", "life-1")) == (record, False)
+    # The same gateway in another life is another owner.
+    assert await store.claim("ap-1", epoch=1, owner=Owner("g1", "life-2")) == (record, False)
+    assert (await store.finish(ended(job("ap-1")))).video.status == video_pb2.VIDEO_STATUS_QUEUED
+    done = await store.finish(ended(record))
+    assert done.video.status == video_pb2.VIDEO_STATUS_COMPLETED
+    assert await store.claim("ap-1", epoch=2, owner=ME) == (done, False)
+    assert await store.claim("ap-2", epoch=1, owner=ME) == (None, False)
 
-    with pytest.raises(ResourceExhausted):
-        await fill()
+
+async def test_its_owner_alone_updates_a_job_that_goes_on(store):
+    record = job("ap-1")
+    await store.create(record)
+    record.attempts.add(attempt=1, node_id="n", cause="worker_died")
+    await store.update(record)
+    assert await store.get("acme", "ap-1") == record
+    stranger = job("ap-1", owner=OTHER)
+    await store.update(stranger)
+    assert await store.get("acme", "ap-1") == record
+    done = await store.finish(ended(record))
+    await store.update(record)
+    assert await store.get("acme", "ap-1") == done
+    await store.update(job("ap-none"))
+    assert await store.get("acme", "ap-none") is None
+
+
+async def test_records_in_memory_are_bounded():
+    async with memory_jobs() as store:
+
+        async def fill():
+            for index in range(10_000):
+                await store.create(job(f"ap-{index}"))
+
+        with pytest.raises(ResourceExhausted):
+            await fill()

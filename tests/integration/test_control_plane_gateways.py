@@ -96,14 +96,17 @@ async def test_its_lease_survives_a_move_to_another_replica(etcd, store):
         assert (kv.lease_id, kv.version) == (lease_id, 1)
 
 
-async def test_its_end_leaves_the_lease_to_run_out(etcd, store):
-    """Its jobs may be adopted only when it is surely gone."""
+async def test_its_goodbye_takes_it_out_at_once_and_a_crash_does_not(etcd, store):
+    """One that says goodbye has handed its jobs over; another may come back."""
     async with running(etcd.endpoint, lease_ttl_s=30) as app:
+        async with attached(app.address, hello()) as call:
+            await answer(call)
+        assert not await is_gone(store)
         async with attached(app.address, hello()) as call:
             await answer(call)
             await call.done_writing()
             assert await call.read() is grpc.aio.EOF
-        assert not await is_gone(store)
+        assert await is_gone(store)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from reelmesh.v1 import video_pb2
 
 from gateway import errors
-from gateway.jobs.store import MemoryJobStore
+from gateway.jobs.memory import MemoryJobStore
 from tests.support import fakenode
 from tests.support.fakenode import FakeNode, serve_node
 from tests.support.gateways import ME, kinds, open_gateway

@@ -70,6 +70,7 @@ def write_config(folder: Path, control: FakeControl, issuer: TokenIssuer, **chan
         "state_dir": str(folder / "state"),
         "ready_file": str(folder / "ready.json"),
         "control_plane": {"endpoints": [control.address]},
+        "jobs": {"store": "memory"},
         "auth": {
             "issuers": [
                 {

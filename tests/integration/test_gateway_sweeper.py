@@ -7,7 +7,7 @@ from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway import errors
 from gateway.core.sweeper import Sweeper
-from gateway.jobs.store import MemoryJobStore
+from gateway.jobs.memory import MemoryJobStore
 from gateway.output.artifacts import ArtifactError, open_store
 from reelkit.clock import ManualClock, SystemClock
 from tests.support.artifacts import listed

@@ -37,6 +37,7 @@ def gateway_config(tmp_path: Path, **changes: Any) -> GatewayConfig:
             "issuers": [{"issuer": "test", "audience": "test", "shared_secret_file": str(secret)}]
         },
         "control_plane": {"endpoints": ["127.0.0.1:1"]},
+        "jobs": {"store": "memory"},
     }
     for name, change in changes.items():
         if isinstance(change, dict):

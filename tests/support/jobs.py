@@ -3,7 +3,12 @@
 import contextlib
 from collections.abc import AsyncIterator
 
-from gateway.jobs.store import JobStore, MemoryJobStore
+from control_plane.store.memory import MemoryStore
+from gateway.jobs.memory import MemoryJobStore
+from gateway.jobs.remote import RemoteJobStore
+from gateway.jobs.store import JobStore
+from reelkit.clock import SystemClock
+from tests.support.controlplanes import running
 
 
 @contextlib.asynccontextmanager
@@ -11,4 +16,15 @@ async def memory_jobs() -> AsyncIterator[JobStore]:
     yield MemoryJobStore(max_records=50)
 
 
-JOB_STORES = [memory_jobs]
+@contextlib.asynccontextmanager
+async def remote_jobs() -> AsyncIterator[JobStore]:
+    """By way of a control plane in this process, whose own store has a contract suite."""
+    async with running(store=MemoryStore(clock=SystemClock())) as control:
+        store = RemoteJobStore(endpoints=[control.address], clock=SystemClock(), patience_s=5.0)
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+JOB_STORES = [memory_jobs, remote_jobs]

@@ -36,7 +36,9 @@ class PeerIdentity(_message.Message):
     subject: _builtins.str
     priority: _builtins.str
     hops: _builtins.int
-    """Hops so far; more than one is refused."""
+    """1: from another region's gateway. 2: from a gateway of the same region, which
+    asks for what is this one's own alone. More is refused.
+    """
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(

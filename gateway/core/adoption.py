@@ -1,0 +1,156 @@
+"""Takes over jobs whose owner is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import structlog
+from reelmesh.v1 import job_service_pb2
+
+from gateway.application import Caller
+from gateway.core.execution import Execution
+from gateway.core.executions import Executions
+from gateway.core.lifetimes import Lifetimes
+from gateway.core.metrics import GatewayMetrics
+from gateway.errors import JobStoreAway
+from gateway.jobs.store import TERMINAL_STATUSES, JobStore, Owner
+from gateway.peers.client import NotItsOwn, PeerGone, Peers
+from gateway.peers.gateways import Gateways
+from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
+
+_log = structlog.get_logger("gateway.adoption")
+
+# The heir of a job has this long before every other gateway may take it.
+HEIR_FIRST_S = 2.0
+# An owner without a lease that still answers is asked again after this.
+ASK_AGAIN_S = 2.0
+MAX_AT_ONCE = 16
+
+
+class Adoption:
+    """Claims jobs: those that the control plane calls orphans, and those that are asked for.
+
+    Args:
+        owner: This gateway in this life.
+        scope: Owns the claims that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        *,
+        owner: Owner,
+        jobs: JobStore,
+        executions: Executions,
+        lifetimes: Lifetimes,
+        gateways: Gateways,
+        peers: Peers,
+        scope: TaskScope,
+        clock: Clock,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._owner = owner
+        self._jobs = jobs
+        self._executions = executions
+        self._lifetimes = lifetimes
+        self._gateways = gateways
+        self._peers = peers
+        self._scope = scope
+        self._clock = clock
+        self._metrics = metrics
+        self._claims: dict[str, asyncio.Task[Execution | None]] = {}
+        self._listed: dict[str, job_service_pb2.Orphan] = {}
+        self._slots = asyncio.Semaphore(MAX_AT_ONCE)
+
+    # --- by the control plane's list ---
+
+    def take(self, orphans: Iterable[job_service_pb2.Orphan]) -> None:
+        """Takes the whole list of orphans; what is on it for the first time is looked after."""
+        former, self._listed = self._listed, {orphan.job_id: orphan for orphan in orphans}
+        for job_id, orphan in self._listed.items():
+            known = former.get(job_id)
+            if known is None or known.epoch != orphan.epoch:
+                self._scope.spawn(self._look_after(orphan), name=f"orphan/{job_id}", fatal=False)
+
+    async def _look_after(self, orphan: job_service_pb2.Orphan) -> None:
+        """Adopts it unless somebody else has: for as long as it is on the list."""
+        if orphan.heir_gateway not in ("", self._owner.gateway_id):
+            await self._clock.sleep(HEIR_FIRST_S)
+        while self._is_listed(orphan) and not self._lifetimes.draining:
+            try:
+                async with self._slots:
+                    if not self._is_listed(orphan):
+                        return
+                    if await self._adopt_orphan(orphan):
+                        return
+            except JobStoreAway:
+                pass
+            except Exception:  # noqa: BLE001 - a supervisor: one job's trouble is not all jobs'
+                _log.exception("adoption broke off", job_id=orphan.job_id)
+            await self._clock.sleep(ASK_AGAIN_S)
+
+    def _is_listed(self, orphan: job_service_pb2.Orphan) -> bool:
+        listed = self._listed.get(orphan.job_id)
+        return listed is not None and listed.epoch == orphan.epoch
+
+    async def _adopt_orphan(self, orphan: job_service_pb2.Orphan) -> bool:
+        """Whether nothing is left to do for it."""
+        record = await self._jobs.get(orphan.tenant, orphan.job_id)
+        if record is None or record.video.status in TERMINAL_STATUSES:
+            return True
+        if record.epoch != orphan.epoch:
+            return True
+        if await self._answers(record):
+            # Its lease ran out, as in a long outage of the store, and it goes on.
+            return False
+        await self.adopt(record)
+        return True
+
+    async def _answers(self, record: job_service_pb2.JobRecord) -> bool:
+        address = self._gateways.address_of(record.owner_gateway, record.owner_incarnation)
+        if address is None:
+            return False
+        asker = Caller(record.tenant, record.subject, frozenset())
+        try:
+            await self._peers.get(address, asker, record.video.id)
+        except (PeerGone, NotItsOwn):
+            return False
+        return True
+
+    # --- by whoever asks for a job ---
+
+    async def adopt(self, record: job_service_pb2.JobRecord) -> Execution | None:
+        """Makes this gateway the owner of a live job; None: another was faster, or it ended.
+
+        Raises:
+            JobStoreAway: The records cannot be written now.
+        """
+        job_id = record.video.id
+        claim = self._claims.get(job_id)
+        if claim is None:
+            claim = self._scope.spawn(self._claim(record), name=f"claim/{job_id}", fatal=False)
+            self._claims[job_id] = claim
+            claim.add_done_callback(lambda _task: self._claims.pop(job_id, None))
+        return await asyncio.shield(claim)
+
+    async def _claim(self, record: job_service_pb2.JobRecord) -> Execution | None:
+        mine = self._lifetimes.get(record.video.id)
+        if mine is not None:
+            return mine
+        standing, claimed = await self._jobs.claim(
+            record.video.id, epoch=record.epoch, owner=self._owner
+        )
+        if standing is None or not claimed:
+            return None
+        execution = self._executions.adopted(standing)
+        _log.info(
+            "job adopted",
+            job_id=record.video.id,
+            former=record.owner_gateway,
+            epoch=standing.epoch,
+            attached=execution.adopted_from is not None,
+        )
+        self._metrics.adopted()
+        self._lifetimes.begin(execution)
+        return execution

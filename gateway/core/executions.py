@@ -1,0 +1,100 @@
+"""Makes executions: of a job that is admitted here, and of one that had another owner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reelmesh.v1 import job_service_pb2, video_pb2
+
+from gateway.core.execution import Execution
+from gateway.fleet.node_link import NodeLink
+from gateway.fleet.nodes import Fleet
+from gateway.fleet.placement import Ask, work_units
+from gateway.fleet.waiting import Ticket, WaitingRoom
+from gateway.output.event_log import EventLog
+from gateway.output.spool import VideoBytes
+from reelkit.clock import Clock
+
+
+def ask_of(spec: video_pb2.ResolvedSpec) -> Ask:
+    """What a job needs of a node."""
+    units = work_units(spec.width, spec.height, spec.num_frames, spec.steps)
+    return Ask(model=(spec.model, spec.model_version), units=units)
+
+
+class Executions:
+    """Makes executions from records.
+
+    Args:
+        new_bytes: Makes the spool of an attempt.
+        max_lifetime_s: Deadline of a job that names none, from its admission.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        waiting: WaitingRoom,
+        new_bytes: Callable[[], VideoBytes],
+        clock: Clock,
+        max_lifetime_s: float,
+    ) -> None:
+        self._fleet = fleet
+        self._waiting = waiting
+        self._new_bytes = new_bytes
+        self._clock = clock
+        self._max_lifetime_s = max_lifetime_s
+
+    def admitted(self, record: job_service_pb2.JobRecord) -> Execution:
+        """A new job; it stands in line, or has a node, when this returns."""
+        ask, log = ask_of(record.video.spec), self._log(record)
+        ticket = self._waiting.enter(record.video.id, ask, log.requeue)
+        return self._execution(record, log, ticket)
+
+    def adopted(self, record: job_service_pb2.JobRecord) -> Execution:
+        """One whose former owner is gone; it goes on at the node that still runs it."""
+        ask, log = ask_of(record.video.spec), self._log(record)
+        ticket = self._waiting.ticket(record.video.id, ask, log.requeue)
+        execution = self._execution(record, log, ticket)
+        execution.adopted_from = self._runs_at(record)
+        # Whoever cancels it before its run begins anew must reach that node.
+        execution.link = execution.adopted_from
+        execution.recorded.set()
+        return execution
+
+    def _log(self, record: job_service_pb2.JobRecord) -> EventLog:
+        model = ask_of(record.video.spec).model
+        queued = video_pb2.QueuedEvent(
+            position=self._waiting.ahead(model),
+            # None, and so unset, where the last node went since it was admitted.
+            eta_s=self._waiting.predicted_wait_s(model),
+            durable=record.video.durable,
+            spec=record.video.spec,
+        )
+        return EventLog(video_id=record.video.id, new_bytes=self._new_bytes, queued=queued)
+
+    def _execution(
+        self, record: job_service_pb2.JobRecord, log: EventLog, ticket: Ticket
+    ) -> Execution:
+        now_s = self._clock.wall()
+        if record.HasField("deadline"):
+            left_s = record.deadline.ToNanoseconds() / 1e9 - now_s
+        else:
+            age_s = now_s - record.video.created_at.ToNanoseconds() / 1e9
+            left_s = self._max_lifetime_s - max(age_s, 0.0)
+        return Execution(
+            record=record,
+            log=log,
+            ticket=ticket,
+            deadline_at_s=self._clock.monotonic() + left_s,
+            keep=record.keep,
+        )
+
+    def _runs_at(self, record: job_service_pb2.JobRecord) -> NodeLink | None:
+        """The node that holds a run of the job, by its own word or else by the record."""
+        for link in self._fleet.links:
+            if link.connected and link.holds(record.video.id):
+                return link
+        last = next((a for a in reversed(record.attempts) if not a.cause), None)
+        then = self._fleet.link(last.node_id) if last is not None else None
+        return then if then is not None and then.connected else None

@@ -1,0 +1,164 @@
+"""Job records in this process's memory: not durable, and gone with it."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Collection
+
+from reelmesh.v1 import job_service_pb2
+
+from gateway.errors import NotFinished, ResourceExhausted
+from gateway.jobs.store import TERMINAL_STATUSES, Owner, check_digest, copied
+
+
+class MemoryJobStore:
+    """Records in this process: not durable, and gone with it.
+
+    Args:
+        max_records: Beyond it, new jobs are refused until old ones expire.
+    """
+
+    def __init__(self, *, max_records: int) -> None:
+        self._max_records = max_records
+        self._records: dict[str, job_service_pb2.JobRecord] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+        self._ids: dict[str, list[str]] = {}
+
+    @property
+    def durable(self) -> bool:
+        """False: the memory of one process."""
+        return False
+
+    @property
+    def away(self) -> bool:
+        """Never."""
+        return False
+
+    async def create(
+        self, record: job_service_pb2.JobRecord
+    ) -> tuple[job_service_pb2.JobRecord, bool]:
+        """See :meth:`JobStore.create`."""
+        key = (record.tenant, record.idempotency_key)
+        standing_id = self._keys.get(key) if record.idempotency_key else None
+        if standing_id is None and record.video.id in self._records:
+            standing_id = record.video.id
+        if standing_id is not None:
+            standing = self._records[standing_id]
+            check_digest(standing, record.request_digest)
+            return copied(standing), False
+        if len(self._records) >= self._max_records:
+            raise ResourceExhausted(
+                f"this gateway keeps {self._max_records} records and has as many; "
+                "delete videos you no longer need",
+                retry_after_s=60.0,
+            )
+        self._records[record.video.id] = copied(record)
+        if record.idempotency_key:
+            self._keys[key] = record.video.id
+        bisect.insort(self._ids.setdefault(record.tenant, []), record.video.id)
+        return copied(record), True
+
+    async def find_key(self, tenant: str, key: str) -> job_service_pb2.JobRecord | None:
+        """See :meth:`JobStore.find_key`."""
+        job_id = self._keys.get((tenant, key))
+        return None if job_id is None else copied(self._records[job_id])
+
+    async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
+        """See :meth:`JobStore.get`."""
+        record = self._records.get(job_id)
+        return copied(record) if record is not None and record.tenant == tenant else None
+
+    async def list_page(
+        self, tenant: str, *, limit: int, after: str, oldest_first: bool
+    ) -> tuple[list[job_service_pb2.JobRecord], bool]:
+        """See :meth:`JobStore.list_page`."""
+        ids = self._ids.get(tenant, [])
+        if oldest_first:
+            start = bisect.bisect_right(ids, after) if after else 0
+            page = ids[start : start + limit]
+            more = start + limit < len(ids)
+        else:
+            end = bisect.bisect_left(ids, after) if after else len(ids)
+            page = ids[max(end - limit, 0) : end][::-1]
+            more = end > limit
+        return [copied(self._records[job_id]) for job_id in page], more
+
+    async def finish(self, record: job_service_pb2.JobRecord) -> job_service_pb2.JobRecord | None:
+        """See :meth:`JobStore.finish`."""
+        standing = self._records.get(record.video.id)
+        if standing is None:
+            return None
+        if standing.video.status not in TERMINAL_STATUSES and _owner(record) == _owner(standing):
+            standing = self._records[record.video.id] = copied(record)
+        return copied(standing)
+
+    async def update(self, record: job_service_pb2.JobRecord) -> None:
+        """See :meth:`JobStore.update`."""
+        standing = self._records.get(record.video.id)
+        if (
+            standing is not None
+            and standing.video.status not in TERMINAL_STATUSES
+            and _owner(standing) == _owner(record)
+        ):
+            self._records[record.video.id] = copied(record)
+
+    async def claim(
+        self, job_id: str, *, epoch: int, owner: Owner
+    ) -> tuple[job_service_pb2.JobRecord | None, bool]:
+        """See :meth:`JobStore.claim`."""
+        standing = self._records.get(job_id)
+        if standing is None:
+            return None, False
+        wanted = (owner.gateway_id, owner.incarnation, epoch + 1)
+        if standing.video.status in TERMINAL_STATUSES or standing.epoch != epoch:
+            won = _owner(standing) == wanted
+            return copied(standing), won and standing.video.status not in TERMINAL_STATUSES
+        standing.owner_gateway, standing.owner_incarnation, standing.epoch = wanted
+        return copied(standing), True
+
+    async def delete(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
+        """See :meth:`JobStore.delete`."""
+        record = self._records.get(job_id)
+        if record is None or record.tenant != tenant:
+            return None
+        if record.video.status not in TERMINAL_STATUSES:
+            raise NotFinished("the video has not ended; cancel it first")
+        self._remove(record)
+        return record
+
+    def take(self, job_id: str) -> job_service_pb2.JobRecord | None:
+        """Removes a record in whatever state it is; answers it."""
+        record = self._records.get(job_id)
+        if record is not None:
+            self._remove(record)
+        return record
+
+    def _remove(self, record: job_service_pb2.JobRecord) -> None:
+        job_id, tenant = record.video.id, record.tenant
+        del self._records[job_id]
+        if record.idempotency_key:
+            self._keys.pop((tenant, record.idempotency_key), None)
+        ids = self._ids[tenant]
+        del ids[bisect.bisect_left(ids, job_id)]
+        if not ids:
+            del self._ids[tenant]
+
+    async def expired(self, now_s: float, *, limit: int) -> list[job_service_pb2.JobRecord]:
+        """See :meth:`JobStore.expired`."""
+        found: list[job_service_pb2.JobRecord] = []
+        now_ns = int(now_s * 1e9)
+        for record in self._records.values():
+            if len(found) >= limit:
+                break
+            video = record.video
+            if video.status in TERMINAL_STATUSES and video.expires_at.ToNanoseconds() <= now_ns:
+                found.append(copied(record))
+        return found
+
+    async def known(self, job_ids: Collection[str]) -> set[str]:
+        """See :meth:`JobStore.known`."""
+        return {job_id for job_id in job_ids if job_id in self._records}
+
+
+def _owner(record: job_service_pb2.JobRecord) -> tuple[str, str, int]:
+    return record.owner_gateway, record.owner_incarnation, record.epoch

@@ -1,0 +1,230 @@
+"""Job records with the region's control plane, any replica of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+from grpc import aio
+from reelmesh.v1 import job_service_pb2 as pb
+from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
+
+from gateway.errors import (
+    FieldViolation,
+    InvalidRequest,
+    JobStoreAway,
+    NotFinished,
+    ResourceExhausted,
+)
+from gateway.jobs.store import Owner, check_digest
+from reelkit.clock import Clock
+from reelkit.rpc import internal_channel
+
+# A sound replica answers within milliseconds; one whose store is being elected in seconds.
+CALL_TIMEOUT_S: Final = 2.0
+_FIRST_DELAY_S: Final = 0.05
+_MAX_DELAY_S: Final = 0.5
+_MAX_PAGE: Final = 100
+_RETRY_AFTER_S: Final = 1.0
+# What another replica, or the same one in a moment, may answer otherwise.
+_AGAIN: Final = frozenset(
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+    )
+)
+
+if TYPE_CHECKING:
+    # Exists in the stubs alone.
+    from reelmesh.v1.job_service_pb2_grpc import JobServiceAsyncStub
+
+T = TypeVar("T")
+Ask = Callable[["JobServiceAsyncStub", float], Awaitable[T]]
+
+
+class RemoteJobStore:
+    """A :class:`gateway.jobs.store.JobStore` over ``JobService``.
+
+    Args:
+        endpoints: The control plane's replicas; the one that answered last is asked first.
+        clock: For patience and pauses.
+        patience_s: How long a call is repeated, on all replicas, before the store counts
+            as away.
+    """
+
+    def __init__(self, *, endpoints: Sequence[str], clock: Clock, patience_s: float) -> None:
+        self._away = False
+        self._channels = [internal_channel(endpoint) for endpoint in endpoints]
+        self._stubs: list[JobServiceAsyncStub] = [
+            JobServiceStub(channel) for channel in self._channels
+        ]
+        self._turn = 0
+        self._clock = clock
+        self._patience_s = patience_s
+
+    @property
+    def away(self) -> bool:
+        """Whether the last call found no replica that could answer."""
+        return self._away
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels:
+            await channel.close()
+
+    @property
+    def durable(self) -> bool:
+        """True: the region's etcd."""
+        return True
+
+    async def create(self, record: pb.JobRecord) -> tuple[pb.JobRecord, bool]:
+        """See :meth:`gateway.jobs.store.JobStore.create`."""
+        request = pb.CreateJobRequest(job=record)
+        answer = await self._ask(lambda stub, limit_s: stub.CreateJob(request, timeout=limit_s))
+        if not answer.created:
+            check_digest(answer.job, record.request_digest)
+        return _bare(answer.job), answer.created
+
+    async def find_key(self, tenant: str, key: str) -> pb.JobRecord | None:
+        """See :meth:`gateway.jobs.store.JobStore.find_key`."""
+        request = pb.FindJobByKeyRequest(tenant=tenant, idempotency_key=key)
+        answer = await self._find(lambda stub, limit_s: stub.FindJobByKey(request, timeout=limit_s))
+        return None if answer is None else _bare(answer.job)
+
+    async def get(self, tenant: str, job_id: str) -> pb.JobRecord | None:
+        """See :meth:`gateway.jobs.store.JobStore.get`."""
+        request = pb.GetJobRequest(tenant=tenant, job_id=job_id)
+        answer = await self._find(lambda stub, limit_s: stub.GetJob(request, timeout=limit_s))
+        return None if answer is None else _bare(answer.job)
+
+    async def list_page(
+        self, tenant: str, *, limit: int, after: str, oldest_first: bool
+    ) -> tuple[list[pb.JobRecord], bool]:
+        """See :meth:`gateway.jobs.store.JobStore.list_page`."""
+        request = pb.ListJobsRequest(
+            tenant=tenant, page_size=limit, after_job_id=after, oldest_first=oldest_first
+        )
+        answer = await self._ask(lambda stub, limit_s: stub.ListJobs(request, timeout=limit_s))
+        return [_bare(job) for job in answer.jobs], answer.more
+
+    async def finish(self, record: pb.JobRecord) -> pb.JobRecord | None:
+        """See :meth:`gateway.jobs.store.JobStore.finish`."""
+        request = pb.UpdateJobRequest(job=record)
+        answer = await self._find(lambda stub, limit_s: stub.UpdateJob(request, timeout=limit_s))
+        return None if answer is None else _bare(answer.job)
+
+    async def update(self, record: pb.JobRecord) -> None:
+        """See :meth:`gateway.jobs.store.JobStore.update`."""
+        await self.finish(record)
+
+    async def claim(
+        self, job_id: str, *, epoch: int, owner: Owner
+    ) -> tuple[pb.JobRecord | None, bool]:
+        """See :meth:`gateway.jobs.store.JobStore.claim`."""
+        request = pb.ClaimJobRequest(
+            job_id=job_id,
+            gateway_id=owner.gateway_id,
+            incarnation=owner.incarnation,
+            epoch=epoch,
+        )
+        answer = await self._find(lambda stub, limit_s: stub.ClaimJob(request, timeout=limit_s))
+        return (None, False) if answer is None else (_bare(answer.job), answer.claimed)
+
+    async def delete(self, tenant: str, job_id: str) -> pb.JobRecord | None:
+        """See :meth:`gateway.jobs.store.JobStore.delete`."""
+        # Read first: a repeated deletion no longer says what was removed.
+        standing = await self.get(tenant, job_id)
+        if standing is None:
+            return None
+        request = pb.DeleteJobRequest(tenant=tenant, job_id=job_id)
+        answer = await self._find(lambda stub, limit_s: stub.DeleteJob(request, timeout=limit_s))
+        return standing if answer is None else _bare(answer.job)
+
+    async def expired(self, now_s: float, *, limit: int) -> list[pb.JobRecord]:
+        """See :meth:`gateway.jobs.store.JobStore.expired`."""
+        request = pb.ListExpiredJobsRequest(limit=min(limit, _MAX_PAGE))
+        request.now.FromNanoseconds(int(now_s * 1e9))
+        answer = await self._ask(
+            lambda stub, limit_s: stub.ListExpiredJobs(request, timeout=limit_s)
+        )
+        return [_bare(job) for job in answer.jobs]
+
+    async def known(self, job_ids: Collection[str]) -> set[str]:
+        """See :meth:`gateway.jobs.store.JobStore.known`."""
+        found: set[str] = set()
+        ids = sorted(job_ids)
+        for start in range(0, len(ids), _MAX_PAGE):
+            found.update(await self._known_page(ids[start : start + _MAX_PAGE]))
+        return found
+
+    async def _known_page(self, ids: Sequence[str]) -> Sequence[str]:
+        request = pb.KnownJobsRequest(job_ids=ids)
+        answer = await self._ask(lambda stub, limit_s: stub.KnownJobs(request, timeout=limit_s))
+        return answer.job_ids
+
+    async def _find(self, ask: Ask[T]) -> T | None:
+        """The answer, or None where there is no such record."""
+        try:
+            return await self._ask(ask)
+        except _NoRecord:
+            return None
+
+    async def _ask(self, ask: Ask[T]) -> T:
+        give_up_s = self._clock.monotonic() + self._patience_s
+        delay_s, failures = _FIRST_DELAY_S, 0
+        while True:
+            left_s = give_up_s - self._clock.monotonic()
+            try:
+                answer = await ask(self._stubs[self._turn], max(min(CALL_TIMEOUT_S, left_s), 0.05))
+            except aio.AioRpcError as error:
+                if error.code() not in _AGAIN:
+                    self._away = False
+                    raise _told(error) from None
+                self._turn = (self._turn + 1) % len(self._stubs)
+                failures += 1
+            else:
+                self._away = False
+                return answer
+            # Every replica once without a pause: the next one is sound where one died.
+            if failures >= len(self._stubs):
+                if self._clock.monotonic() + delay_s >= give_up_s:
+                    self._away = True
+                    raise JobStoreAway(
+                        "the region's job records cannot be written now; try again",
+                        retry_after_s=_RETRY_AFTER_S,
+                    )
+                await self._clock.sleep(delay_s)
+                delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+
+class _NoRecord(Exception):  # noqa: N818 - an answer, not a failure
+    """There is no such record of this tenant."""
+
+
+def _told(error: aio.AioRpcError) -> Exception:
+    match error.code():
+        case grpc.StatusCode.NOT_FOUND:
+            return _NoRecord()
+        case grpc.StatusCode.FAILED_PRECONDITION:
+            return NotFinished("the video has not ended; cancel it first")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return ResourceExhausted(
+                "the region's job records take no more now", retry_after_s=_RETRY_AFTER_S
+            )
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            # Whatever else a client can get wrong was checked before: its texts are too long.
+            return InvalidRequest(
+                (FieldViolation("prompt", "is too long to be kept, with all else of the request"),)
+            )
+    return error
+
+
+def _bare(record: pb.JobRecord) -> pb.JobRecord:
+    """Without the store's own figure, which nobody here compares by."""
+    record.revision = 0
+    return record
