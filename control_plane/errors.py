@@ -104,11 +104,11 @@ class NotLeaderError(ControlPlaneError):
 
 
 class UnauthenticatedError(ControlPlaneError):
-    """The call has no token that holds; ``cause`` is the stable code of the reason."""
+    """The call has no token that holds; ``cause`` is the stable code of why, if it is known."""
 
     code = "UNAUTHENTICATED"
 
-    def __init__(self, message: str, *, cause: str = "unauthenticated") -> None:
+    def __init__(self, message: str, *, cause: str | None = None) -> None:
         super().__init__(message)
         self.cause = cause
 
@@ -243,8 +243,8 @@ def to_status(error: ControlPlaneError) -> status_pb2.Status:
     """The rich status of an error: ErrorInfo always, BadRequest and RetryInfo where they fit."""
     answer = BOUNDARY[type(error)]
     status = status_pb2.Status(code=answer.status.value[0], message=answer.text or str(error))
-    reason = error.cause if isinstance(error, UnauthenticatedError) else error.code
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain=ERROR_DOMAIN)]
+    cause = error.cause if isinstance(error, UnauthenticatedError) else None
+    details = [error_details_pb2.ErrorInfo(reason=cause or error.code, domain=ERROR_DOMAIN)]
     if isinstance(error, InvalidRequestError):
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=error.rule

@@ -139,11 +139,12 @@ class _Reign:
     async def run(self) -> None:
         await self._load()
         async with TaskScope("histories") as scope:
-            scope.spawn(self._follow(), name="follow")
-            scope.spawn(self._tick_on(), name="tick")
-            await scope.failed.wait()
-            assert scope.failure is not None  # noqa: S101 - what failed means
-            raise scope.failure
+            # Not fatal: that the reign is over, or the store away, is no failure to log.
+            works = (self._follow(), self._tick_on())
+            tasks = [scope.spawn(work, name="history", fatal=False) for work in works]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
     async def _load(self) -> None:
         # Page by page and only the newest event of each: all of them would fill the memory.

@@ -300,3 +300,16 @@ async def test_the_newest_event_agrees_with_the_record_whoever_led(bench, seed):
 def test_the_settling_time_outlasts_the_spread_of_leases_that_end_together():
     # Renewals come at least every third of a lease.
     assert histories.SETTLE_SHARE > 1 / 3
+
+
+async def test_the_end_of_a_reign_is_no_failure_that_is_logged(bench, capfd):
+    async with bench.leader():
+        await bench.write("n0", READY)
+        # Lost without a word to this replica, in the middle of its work.
+        await bench.store.delete(KEYS.leader)
+        await bench.write("n0", UNHEALTHY)
+        bench.store.set_available(available=False)
+        await bench.settle(2)
+        bench.store.set_available(available=True)
+        await bench.settle(2)
+    assert "task failed" not in capfd.readouterr().out
