@@ -19,6 +19,9 @@ from reelmesh.v1.node_pb2 import WorkerStatus
 
 from node_agent.attach import Attachment, Identity
 from node_agent.config import NodeConfig
+from node_agent.device_figures import Figures, Gpus
+from node_agent.device_nvml import NvmlGpus
+from node_agent.devices import DeviceWatch, Wanted
 from node_agent.errors import WeightsError
 from node_agent.executions import ExecutionTable
 from node_agent.liveness import LivenessLimits
@@ -57,6 +60,7 @@ class NodeApp:
         clock: Clock,
         table: ExecutionTable,
         supervisor: Supervisor,
+        gpus: Gpus,
         health: health_aio.HealthServicer,
         scope: TaskScope,
         incarnation: str,
@@ -68,12 +72,20 @@ class NodeApp:
         self.supervisor = supervisor
         self.folder: ModelFolder | None = None
         self._has_folder = asyncio.Event()
+        self.devices = DeviceWatch(
+            reader=Figures(gpus),
+            wanted=self._wanted_devices,
+            limits=config.devices.limits(),
+            clock=clock,
+            on_news=self._devices_changed,
+        )
         self.board = StatusBoard(
             node_id=config.node_id,
             incarnation=incarnation,
             table=table,
             worker_statuses=self._worker_statuses,
             models=self._models,
+            devices=lambda: self.devices.report,
             clock=clock,
         )
         self.attachment = Attachment(
@@ -179,10 +191,37 @@ class NodeApp:
 
     def _worker_statuses(self) -> list[tuple[WorkerStatus, str]]:
         busy = {slots.worker_id for slots in self.table.slots() if slots.held}
-        return [
-            (worker.status(busy=worker.worker_id in busy), worker.detail)
-            for worker in self.supervisor.workers
-        ]
+        statuses = []
+        for worker in self.supervisor.workers:
+            status, detail = worker.status(busy=worker.worker_id in busy), worker.detail
+            fault = self.devices.report.faults.get(worker.device)
+            if fault is not None:
+                # What it holds may end well, but nobody should count on it.
+                status.state, detail = node_pb2.WORKER_STATE_DEAD, fault
+            statuses.append((status, detail))
+        return statuses
+
+    def _wanted_devices(self) -> list[Wanted]:
+        """Each device once, with the processes that use it."""
+        wanted: list[Wanted] = []
+        for device in dict.fromkeys(self.config.workers.devices):
+            workers = [w for w in self.supervisor.workers if w.device == device]
+            # The agent itself computes nothing, but its memory is the machine's too.
+            own = () if device.startswith("cuda") else (os.getpid(),)
+            wanted.append(
+                Wanted(
+                    device=device,
+                    uuid=next((w.device_uuid for w in workers if w.device_uuid), ""),
+                    pids=own + tuple(w.pid for w in workers if w.pid),
+                )
+            )
+        return wanted
+
+    def _devices_changed(self) -> None:
+        faults = self.devices.report.faults
+        faulty = [w.worker_id for w in self.supervisor.workers if w.device in faults]
+        self.table.bar(frozenset(faulty))
+        self.board.touch(urgent=bool(faulty))
 
 
 def _log_end(execution: Execution) -> None:
@@ -220,7 +259,11 @@ def default_launcher(config: NodeConfig) -> Launcher:
 
 @contextlib.asynccontextmanager
 async def build_app(
-    config: NodeConfig, *, clock: Clock | None = None, launcher: Launcher | None = None
+    config: NodeConfig,
+    *,
+    clock: Clock | None = None,
+    launcher: Launcher | None = None,
+    gpus: Gpus | None = None,
 ) -> AsyncIterator[NodeApp]:
     """A listening agent; leaving the block stops it and ends its workers.
 
@@ -251,6 +294,7 @@ async def build_app(
             clock=clock,
             table=table,
             supervisor=supervisor,
+            gpus=gpus or NvmlGpus(),
             health=health,
             scope=scope,
             incarnation=incarnation,
@@ -297,6 +341,7 @@ async def build_app(
         scope.spawn(app.board.publish_changes(), name="status")
         scope.spawn(app.tell_health(), name="health")
         scope.spawn(app.expire(), name="expire")
+        scope.spawn(app.devices.run(), name="devices")
         scope.spawn(app.supply_model(), name="model")
         scope.spawn(app.attach(), name="attach")
         stack.push_async_callback(app.attachment.goodbye)

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from node_agent.devices import DeviceLimits
 from node_agent.engine.settings import WorkerSettings
 from node_agent.executions import ExecutionLimits
 from reelkit.logs import LogSettings
@@ -191,6 +192,30 @@ class RunsSettings(Settings):
         )
 
 
+class DevicesSettings(Settings):
+    """How the devices' own figures are read: memory, heat and errors."""
+
+    every_s: float = Field(
+        default=5.0, gt=0, description="Seconds between readings; an error is seen as late as that."
+    )
+    timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Time for a reading, after which the driver counts as mute: the report says "
+        "so and leaves the figures out, and the agent goes on.",
+    )
+    hot_c: float = Field(
+        default=90.0,
+        gt=0,
+        description="Degrees from which a device is reported as hot. It works on: its driver "
+        "throttles it, and the control plane has a limit of its own.",
+    )
+
+    def limits(self) -> DeviceLimits:
+        """The same as the watch wants it."""
+        return DeviceLimits(every_s=self.every_s, timeout_s=self.timeout_s, hot_c=self.hot_c)
+
+
 class NodeConfig(Settings):
     """Everything a node agent needs to know."""
 
@@ -214,6 +239,9 @@ class NodeConfig(Settings):
         default_factory=WorkersSettings, description="Who computes it."
     )
     runs: RunsSettings = Field(default_factory=RunsSettings, description="What is kept.")
+    devices: DevicesSettings = Field(
+        default_factory=DevicesSettings, description="What its devices are watched for."
+    )
     drain_timeout_s: float = Field(
         default=30.0,
         ge=0,

@@ -12,6 +12,7 @@ from reelmesh.v1.model_pb2 import ModelInfo
 from reelmesh.v1.node_pb2 import ModelVersion, NodeStatus, WorkerStatus
 from reelmesh.v1.node_service_pb2 import WatchStatusResponse
 
+from node_agent.devices import DeviceReport
 from node_agent.executions import ExecutionTable
 from node_agent.slots import Phase
 from reelkit.clock import Clock
@@ -81,6 +82,7 @@ class StatusBoard:
         table: ExecutionTable,
         worker_statuses: Callable[[], list[tuple[WorkerStatus, str]]],
         models: Callable[[], Sequence[ModelInfo]],
+        devices: Callable[[], DeviceReport],
         clock: Clock,
     ) -> None:
         self.wishes = Wishes()
@@ -89,6 +91,7 @@ class StatusBoard:
         self._table = table
         self._worker_statuses = worker_statuses
         self._models = models
+        self._devices = devices
         self._clock = clock
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -188,6 +191,7 @@ class StatusBoard:
                 for model in self._models()
             ],
             incarnation=self._incarnation,
+            devices=self._devices().statuses,
         )
         for execution in table.live():
             entry = status.executions.add(
@@ -212,5 +216,6 @@ class StatusBoard:
             return "cordoned by an operator"
         if wishes.fault or wishes.doing:
             return (wishes.fault or wishes.doing)[:_MAX_REASON_CHARS]
-        reasons = (f"{status.id}: {detail}" for status, detail in workers if detail)
+        reasons = [f"{status.id}: {detail}" for status, detail in workers if detail]
+        reasons += self._devices().notes
         return "; ".join(reasons)[:_MAX_REASON_CHARS]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from node_agent.liveness import Liveness, LivenessLimits
 from node_agent.worker_wire import AsyncWire, WireError
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
+from reelkit.threads import in_daemon_thread
 
 _log = structlog.get_logger("node_agent.worker_life")
 
@@ -105,6 +105,8 @@ class Worker:
         self.detail = ""
         self.restarts = 0
         self.model: ModelInfo | None = None
+        self.device_uuid = ""
+        """What its device is to the driver, once it was told; outlives the worker."""
         self._launcher = launcher
         self._table = table
         self._clock = clock
@@ -204,7 +206,13 @@ class Worker:
             EOFError: The fork server died.
         """
         async with asyncio.timeout(self._limits.start_timeout_s):
-            return await _launch_in_thread(self._launcher, self.worker_id)
+            # An agent that is told to stop does not wait until the fork server has
+            # imported torch.
+            return await in_daemon_thread(
+                lambda: self._launcher(self.worker_id),
+                name=f"launch {self.worker_id}",
+                on_late=lambda handle: handle.kill(),
+            )
 
     async def _converse(self, wire: AsyncWire, order: LoadOrder) -> str:
         load = WorkerLoad(model_dir=str(order.model_dir), device=self.device, threads=order.threads)
@@ -254,6 +262,7 @@ class Worker:
         elif kind == "state" and not self.serving:
             self._set_state(message.state.state, message.state.detail)
         elif kind == "loaded":
+            self.device_uuid = message.loaded.device_uuid
             self._loaded(message.loaded.model, message.loaded.units_per_second)
         elif kind == "fatal":
             self._fatal = f"{message.fatal.code}: {message.fatal.message}"
@@ -300,37 +309,3 @@ class Worker:
             return
         self.send(WorkerCommand(shutdown=WorkerShutdown()))
         await asyncio.to_thread(handle.join, timeout_s)
-
-
-def _launch_in_thread(launcher: Launcher, worker_id: str) -> asyncio.Future[WorkerHandle]:
-    """The launcher's worker; one that comes after the future was cancelled is killed.
-
-    The thread is a daemon, unlike those of asyncio's own pool: an agent that is told to
-    stop does not wait until the fork server has imported torch.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[WorkerHandle] = loop.create_future()
-
-    def deliver(handle: WorkerHandle | None, error: Exception | None) -> None:
-        if handle is not None and future.cancelled():
-            handle.kill()
-        elif handle is not None:
-            future.set_result(handle)
-        elif error is not None and not future.cancelled():
-            future.set_exception(error)
-
-    def launch() -> None:
-        handle, error = None, None
-        try:
-            handle = launcher(worker_id)
-        except Exception as raised:  # noqa: BLE001 - the thread's boundary: it goes to the future
-            error = raised
-        try:
-            loop.call_soon_threadsafe(deliver, handle, error)
-        except RuntimeError:
-            # The loop is closed: the agent has left.
-            if handle is not None:
-                handle.kill()
-
-    threading.Thread(target=launch, name=f"launch {worker_id}", daemon=True).start()
-    return future

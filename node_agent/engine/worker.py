@@ -122,7 +122,9 @@ class Worker:
         # Before the agent hears of it: its first job may come at once.
         self._ready = True
         loaded = worker_pb2.WorkerLoaded(
-            model=model.folder.to_model_info(), units_per_second=units_per_second
+            model=model.folder.to_model_info(),
+            units_per_second=units_per_second,
+            device_uuid=_device_uuid(model.device),
         )
         self._wire.send(worker_pb2.WorkerEvent(loaded=loaded))
         self._enter(node_pb2.WORKER_STATE_IDLE)
@@ -244,6 +246,14 @@ class Worker:
             ]
             self._commands.queue.clear()
             self._commands.queue.extend(kept)
+
+
+def _device_uuid(device: torch.device) -> str:
+    """What NVML calls the device, whose number there may be another; "" for a CPU."""
+    if device.type != "cuda":
+        return ""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", "")
+    return f"GPU-{uuid}" if uuid else ""
 
 
 def open_encoder(

@@ -24,6 +24,7 @@ from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
 from node_agent.app import NodeApp, build_app
 from node_agent.config import NodeConfig
+from node_agent.device_figures import Gpus
 from node_agent.worker_life import Launcher
 from reelkit.rpc import internal_channel
 from tests.support.fakeworker import FakeLauncher, fake_spec, write_fake_model
@@ -107,12 +108,12 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def running_node(
-    config: NodeConfig, *, launcher: Launcher | None = None
+    config: NodeConfig, *, launcher: Launcher | None = None, gpus: Gpus | None = None
 ) -> AsyncIterator[Node]:
     """A node on a free port, and its client; both are stopped at the end."""
     launcher = launcher or FakeLauncher()
     async with (
-        build_app(config, launcher=launcher) as app,
+        build_app(config, launcher=launcher, gpus=gpus) as app,
         internal_channel(app.address) as channel,
     ):
         yield Node(app, launcher, NodeServiceStub(channel))

@@ -9,6 +9,7 @@ from reelmesh.v1 import node_pb2
 from reelmesh.v1.node_pb2 import WorkerStatus
 from reelmesh.v1.node_service_pb2 import WatchStatusResponse
 
+from node_agent.devices import DeviceReport
 from node_agent.executions import ExecutionLimits, ExecutionTable
 from node_agent.slots import Execution
 from node_agent.status import StatusBoard, Wishes, node_state
@@ -72,6 +73,7 @@ def board() -> StatusBoard:
         table=table,
         worker_statuses=lambda: [(WorkerStatus(id="n/worker-0", state=IDLE), "detail")],
         models=list,
+        devices=DeviceReport,
         clock=SystemClock(),
     )
     table.on_change = board.touch
