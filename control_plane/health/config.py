@@ -39,7 +39,7 @@ class ProbeSettings(Settings):
         description="Successes in a row that let it come back; one may be luck.",
     )
     max_per_s: float = Field(
-        default=100.0,
+        default=50.0,
         gt=0,
         description="Calls a second of this replica at most: with more nodes than that pays for, "
         "each is called less often. A call costs about two milliseconds of a core.",
