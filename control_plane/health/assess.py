@@ -9,7 +9,7 @@ What always holds, and ``tests/unit/test_node_health_assess.py`` checks:
    canaries: its own word and its devices alone can.
 5. A node that was UNHEALTHY is READY again only after the successes in a row that are
    asked for, and any node only after the hold that its flapping earned it, which is
-   bounded.
+   bounded. A hold never keeps the last node out: while none is ready there is none.
 6. The answer is stable: judged again at the same moment it is the same.
 7. UNHEALTHY has a reason. LOST is never answered here: it is for records that vanished.
 """
@@ -59,6 +59,8 @@ class Evidence:
     canary: Streak = Streak()
     # So many nodes fail at once that we doubt ourselves.
     many_fail: bool = False
+    # No node of the region is ready.
+    none_ready: bool = False
     # What it was judged to be before.
     before: NodeState.ValueType = node_pb2.NODE_STATE_UNSPECIFIED
     before_reason: str = ""
@@ -129,6 +131,8 @@ def _missing(evidence: Evidence, now_s: float, rules: HealthSettings) -> str:
         return _after("it has to answer at its address a few times", evidence)
     if was_unhealthy and rules.canary.enabled and canary.failures:
         return _after("a canary generation has to succeed", evidence)
+    if evidence.none_ready:
+        return ""
     hold = hold_s(evidence.falls_s, now_s, rules.flapping)
     well_s = now_s - (now_s if evidence.well_since_s is None else evidence.well_since_s)
     if well_s < hold:

@@ -121,7 +121,9 @@ class NodeTrack:
         falls = sorted((*falls_s, *self._evidence.falls_s))[-MAX_FALLS:]
         self._note(falls_s=tuple(falls))
 
-    def tick(self, *, now_s: float, every_s: float, many_fail: bool) -> Assessment:
+    def tick(
+        self, *, now_s: float, every_s: float, many_fail: bool, none_ready: bool = False
+    ) -> Assessment:
         """Time has passed. Called about every ``every_s`` seconds.
 
         Where it is called much later than that, this process did not run: the node's
@@ -132,7 +134,7 @@ class NodeTrack:
         self._ticked_s = now_s
         window_s = self._rules.flapping.window_s
         falls = tuple(fall for fall in self._evidence.falls_s if now_s - fall <= window_s)
-        self._note(many_fail=many_fail, falls_s=falls)
+        self._note(many_fail=many_fail, none_ready=none_ready, falls_s=falls)
         return self.judge(now_s=now_s)
 
     def judge(self, *, now_s: float) -> Assessment:
