@@ -146,7 +146,11 @@ async def build_app(
         )
         view, desired = FleetView(keys=keys), DesiredStates(keys=keys)
         health = HealthWatch(
-            rules=config.health, prober=GrpcProber(), runner=GrpcCanaryRunner(), clock=clock
+            rules=config.health,
+            prober=GrpcProber(),
+            runner=GrpcCanaryRunner(),
+            clock=clock,
+            ready_nodes=lambda: view.ready_node_count,
         )
         election = Election(
             store=store,

@@ -27,15 +27,30 @@ RECOVERY_SHARE = 1 / 4
 
 
 class HealthWatch:
-    """What the watches of one replica share: how many fail, and how much may be asked."""
+    """What the watches of one replica share: how many fail, and how much may be asked.
+
+    Args:
+        rules: The limits.
+        prober: Calls nodes.
+        runner: Tries them.
+        clock: The time.
+        ready_nodes: How many nodes of the region, on any replica, are ready.
+    """
 
     def __init__(
-        self, *, rules: HealthSettings, prober: Prober, runner: CanaryRunner, clock: Clock
+        self,
+        *,
+        rules: HealthSettings,
+        prober: Prober,
+        runner: CanaryRunner,
+        clock: Clock,
+        ready_nodes: Callable[[], int],
     ) -> None:
         self.rules = rules
         self.prober = prober
         self.runner = runner
         self.clock = clock
+        self.ready_nodes = ready_nodes
         self.canaries = asyncio.Semaphore(MAX_CANARIES_AT_ONCE)
         self._tracks: dict[NodeWatch, NodeTrack] = {}
         self._failing: set[NodeWatch] = set()
@@ -133,7 +148,12 @@ class NodeWatch:
                 await self._probe()
             now_s = shared.clock.monotonic()
             self._on_change(
-                self._track.tick(now_s=now_s, every_s=shared.interval_s, many_fail=shared.many_fail)
+                self._track.tick(
+                    now_s=now_s,
+                    every_s=shared.interval_s,
+                    many_fail=shared.many_fail,
+                    none_ready=shared.ready_nodes() == 0,
+                )
             )
             hurry = RECOVERY_SHARE if self._track.recovering else 1.0
             await shared.clock.sleep(hurry * shared.interval_s)

@@ -36,6 +36,7 @@ evidences = st.builds(
     probe=streaks,
     canary=streaks,
     many_fail=st.booleans(),
+    none_ready=st.booleans(),
     before=st.sampled_from([0, *REPORTABLE]),
     before_reason=st.sampled_from(["", "it was bad"]),
     falls_s=st.lists(st.floats(NOW_S - 1000, NOW_S), max_size=16).map(lambda x: tuple(sorted(x))),
@@ -87,7 +88,7 @@ def test_what_was_unhealthy_has_to_prove_itself(evidence):
         assert was_out.probe.successes >= RULES.probe.successes
         assert was_out.canary.failures == 0
         hold = hold_s(was_out.falls_s, NOW_S, RULES.flapping)
-        assert hold == 0 or NOW_S - was_out.well_since_s >= hold
+        assert was_out.none_ready or hold == 0 or NOW_S - was_out.well_since_s >= hold
 
 
 @given(evidences)
@@ -184,6 +185,18 @@ def test_a_node_that_flaps_has_to_stay_well_for_longer_each_time():
     assert waits[2] >= 28
     assert waits[2] < waits[3] < waits[4]
     assert max(waits) <= RULES.flapping.max_hold_s
+
+
+def test_a_hold_never_keeps_the_last_node_out():
+    node = track()
+    node.remember_falls([-30.0, -20.0, -10.0])
+    node.probed(ok=True, now_s=0)
+    node.probed(ok=True, now_s=0)
+    node.reported(report(UNHEALTHY, reason="x"), now_s=1)
+    assert node.reported(report(), now_s=2).state == UNHEALTHY
+    assert node.tick(now_s=3, every_s=2, many_fail=False, none_ready=True).state == READY
+    # Once it is in, others that come make no difference.
+    assert node.tick(now_s=4, every_s=2, many_fail=False, none_ready=False).state == READY
 
 
 def test_the_assessment_of_another_replica_is_gone_on_with():
