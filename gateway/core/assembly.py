@@ -169,7 +169,9 @@ def _open_artifacts(config: GatewayConfig) -> ObstoreArtifacts:
 
 
 def _routing(ground: _Ground, links: NodeLinks) -> tuple[Fleet, WaitingRoom]:
-    fleet = Fleet(open_link=links.open, default_model=ground.config.default_model)
+    fleet = Fleet(
+        open_link=links.open, clock=ground.clock, default_model=ground.config.default_model
+    )
     waiting = WaitingRoom(
         fleet=fleet,
         clock=ground.clock,

@@ -18,7 +18,7 @@ from gateway.core.commit import Committer
 from gateway.core.execution import Disowned, Execution
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import STALE_OWNER, Busy, Fault, NodeRun
-from gateway.fleet.ejection import EJECT_S, RetryBudget, may_eject
+from gateway.fleet.ejection import RetryBudget
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.waiting import Ticket, WaitingRoom
@@ -38,6 +38,8 @@ class _Course:
     """What a job's tries so far have shown."""
 
     ticket: Ticket
+    started: bool = False
+    """A node was tried: full ones after that make it no second job."""
     worker_deaths: int = 0
     deaths_at: list[str] = field(default_factory=list)
     """The nodes whose workers died, in order."""
@@ -112,7 +114,8 @@ class Runner:
             if stop is not None:
                 stop.cancel()
             execution.begin_attempt(attempt, try_, link.node_id, self._clock.wall())
-            if try_ == 1:
+            if not course.started:
+                course.started = True
                 self._retries.note_start(self._clock.monotonic())
             try:
                 outcome = await self._run_at(execution, link, try_, attempt)
@@ -121,10 +124,11 @@ class Runner:
                     self._metrics.placed("busy")
                     self._waiting.busy(link, execution.video_id)
                     continue
+                # Before the node is left, which lets the next job in.
+                self._note_end(execution, course, link, outcome)
             finally:
                 execution.link = None
                 self._waiting.leave(link, execution.video_id)
-            self._note_end(link, outcome)
             if outcome is not None:
                 execution.end_attempt(outcome.code)
                 self._learn(execution, course, link, outcome)
@@ -191,18 +195,20 @@ class Runner:
         while (delay_s := self._retries.take(self._clock.monotonic())) > 0:
             await self._clock.sleep(delay_s)
 
-    def _note_end(self, link: NodeLink, fault: Fault | None) -> None:
-        now_s = self._clock.monotonic()
-        of_node = fault is not None and fault.of_node
-        link.failures.note(now_s, failed=of_node)
-        if fault is None or not of_node:
+    def _note_end(
+        self, execution: Execution, course: _Course, link: NodeLink, fault: Fault | None
+    ) -> None:
+        if fault is None or not fault.of_node:
             self._metrics.placed("ended")
+            if fault is None:
+                link.note_end(execution.video_id, failed=False)
             return
         self._metrics.node_failed(fault.code)
-        ejected = sum(now_s < other.ejected_until_s for other in self._fleet.links)
-        nodes = sum(1 for _ in self._fleet.links)
-        if link.failures.too_high(now_s) and may_eject(ejected=ejected, nodes=nodes):
-            _log.warning("node ejected", node=link.node_id, seconds=EJECT_S)
+        if fault.code == WORKER_DIED and course.worker_deaths:
+            # The second worker that this job takes with it: no fault of this node's.
+            return
+        rest_s = link.note_end(execution.video_id, failed=True)
+        if rest_s > 0:
+            _log.warning("node ejected", node=link.node_id, seconds=rest_s)
             self._metrics.node_ejected()
-            link.eject(now_s + EJECT_S)
-            self._waiting.wake_after(EJECT_S)
+            self._waiting.wake_after(rest_s)

@@ -1,7 +1,8 @@
 """One node as this gateway sees it: its channel, its last status and what was sent since.
 
 The status comes over a ``WatchStatus`` stream that is held to every node. While that
-stream is broken the node is no candidate, whatever anybody else says of it.
+stream is broken the node is no candidate, whatever anybody else says of it; the other
+rules are in :mod:`gateway.fleet.candidates`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from grpc import aio
 from reelmesh.v1 import control_plane_service_pb2, node_pb2, node_service_pb2
 from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
-from gateway.fleet.ejection import FailureRate
+from gateway.fleet.candidates import NO_WORD, Sight
+from gateway.fleet.ejection import Standing
 from gateway.fleet.placement import ModelKey, NodeView
 from gateway.output.wire import NodeChunk, decode_run_response
 from reelkit.clock import Clock
@@ -81,15 +83,16 @@ class NodeLink:
         """``stub.Run``, but chunks come as :class:`gateway.output.wire.NodeChunk`."""
         self.status: node_pb2.NodeStatus | None = None
         self.connected = False
-        self.ejected_until_s = 0.0
-        self.failures = FailureRate()
+        self.standing = Standing()
         self._clock = clock
         self._on_change = on_change
         self._on_close = on_close
         self._sent: dict[str, float] = {}
+        self._sent_at_s: dict[str, float] = {}
         self._reported: frozenset[str] = frozenset()
         self._busy_until_s = 0.0
         self._alone: str | None = None
+        self._trial: str | None = None
         self._view: NodeView | None = None
 
     @property
@@ -123,6 +126,8 @@ class NodeLink:
                 self._changed()
 
     def _take(self, status: node_pb2.NodeStatus) -> None:
+        if self.status is not None and self.status.incarnation != status.incarnation:
+            self.standing.restarted(self._clock.monotonic())
         self.status = status
         self.connected = True
         self._busy_until_s = 0.0
@@ -145,15 +150,21 @@ class NodeLink:
     def assign(self, job_id: str, seconds: float, *, alone: bool = False) -> None:
         """Counts a job as sent, until a report holds it or :meth:`unassign`."""
         self._sent[job_id] = seconds
+        self._sent_at_s[job_id] = self._clock.monotonic()
         if alone:
             self._alone = job_id
+        if self.standing.suspect:
+            self._trial = job_id
         self._view = None
 
     def unassign(self, job_id: str) -> None:
         """The job is no longer there on this gateway's account."""
         self._sent.pop(job_id, None)
+        self._sent_at_s.pop(job_id, None)
         if self._alone == job_id:
             self._alone = None
+        if self._trial == job_id:
+            self._trial = None
         self._changed()
 
     def answered_busy(self) -> None:
@@ -161,10 +172,23 @@ class NodeLink:
         self._busy_until_s = self._clock.monotonic() + BUSY_HOLD_S
         self._changed()
 
-    def eject(self, until_s: float) -> None:
-        """No candidate until then: it fails too many runs."""
-        self.ejected_until_s = until_s
-        self._changed()
+    def note_end(self, job_id: str, *, failed: bool) -> float:
+        """Learns from the end of a run, before :meth:`unassign`.
+
+        Args:
+            job_id: The run's.
+            failed: For a cause of the node's own; else it brought the video.
+
+        Returns:
+            Seconds for which the node is to rest; 0: nothing follows.
+        """
+        now_s = self._clock.monotonic()
+        sent_at_s = self._sent_at_s.get(job_id, now_s)
+        was_suspect = self.standing.suspect
+        rest_s = self.standing.note(now_s, sent_at_s=sent_at_s, failed=failed)
+        if rest_s or was_suspect != self.standing.suspect:
+            self._changed()
+        return rest_s
 
     def _changed(self) -> None:
         self._view = None
@@ -199,20 +223,40 @@ class NodeLink:
         versions = self.record.models if self.status is None else self.status.models
         return frozenset((version.name, version.version) for version in versions)
 
-    def view(self, now_s: float) -> NodeView:
-        """What placement may know of it now."""
+    def sight(self, *, listed: bool, word_holds: bool) -> Sight:
+        """What there is to judge it by; see :mod:`gateway.fleet.candidates`."""
+        status, record = self.status, self.record
+        same_life = status is None or record.incarnation in ("", status.incarnation)
+        return Sight(
+            node_id=self.node_id,
+            ready=self.ready,
+            said=record.state if word_holds and listed and same_life else NO_WORD,
+            listed=listed,
+            suspect=self.standing.suspect,
+            rests_until_s=self.standing.rests_until_s,
+        )
+
+    def view(self, now_s: float, *, routable: bool, on_trial: bool = False) -> NodeView:
+        """What placement may know of it now, judged as it was."""
         held_back = now_s < self._busy_until_s
-        routable = self.ready and now_s >= self.ejected_until_s
+        if held_back or on_trial:
+            # Both end by themselves: what was seen then must not outlive them.
+            self._view = None
+            return self._make_view(routable=routable, held_back=held_back, on_trial=on_trial)
         view = self._view
-        if view is None or held_back or view.routable != routable:
-            view = self._make_view(routable=routable, held_back=held_back)
-            # The hold ends by itself: what was seen under it must not outlive it.
-            self._view = None if held_back else view
+        if view is None or view.routable != routable:
+            view = self._make_view(routable=routable, held_back=False, on_trial=False)
+            self._view = view
         return view
 
-    def _make_view(self, *, routable: bool, held_back: bool) -> NodeView:
+    def _make_view(self, *, routable: bool, held_back: bool, on_trial: bool) -> NodeView:
         status = self.status or node_pb2.NodeStatus()
-        free = 0 if held_back or self._alone else max(status.free_slots - len(self._sent), 0)
+        free = max(status.free_slots - len(self._sent), 0)
+        if held_back or self._alone in self._sent:
+            # Once the node reports the one that is alone, its own figure says it all.
+            free = 0
+        elif on_trial:
+            free = 0 if self._trial else min(free, 1)
         return NodeView(
             node_id=self.node_id,
             models=self.models,

@@ -1,8 +1,9 @@
 """The nodes of the region as this gateway knows them: the last word and its own eyes.
 
 Which nodes exist comes from the control plane; whether one is routable comes from the
-gateway's own stream to it. With the control plane gone nothing here changes: routing
-goes on by the last fleet and by the streams. A node that the control plane no longer
+gateway's own stream to it, unless the control plane knows better
+(:mod:`gateway.fleet.candidates`). With the control plane gone routing goes on by the last
+fleet and by the streams. A node that the control plane no longer
 lists is dropped only when its own stream is broken too, so that a mass expiry of leases
 evicts nobody who still answers.
 """
@@ -10,12 +11,22 @@ evicts nobody who still answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
+import structlog
 from reelmesh.v1 import control_plane_service_pb2, model_pb2
 
+from gateway.fleet.candidates import Candidates, candidates
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.placement import ModelKey, NodeView
 from gateway.validation.request import Catalog
+from reelkit.clock import Clock
+
+_log = structlog.get_logger("gateway.fleet")
+
+# What the control plane said of nodes holds for so long after its stream broke: another
+# replica needs no more to say it again.
+WORD_HOLDS_S: Final = 10.0
 
 
 class Fleet:
@@ -24,6 +35,7 @@ class Fleet:
     Args:
         open_link: Makes the link to a node from its record; the link's watch is started
             by its maker.
+        clock: For rests, and for how old the control plane's word is.
         default_model: Name that an empty model means; "" lets the most served one be it.
     """
 
@@ -31,14 +43,19 @@ class Fleet:
         self,
         *,
         open_link: Callable[[control_plane_service_pb2.NodeRecord], NodeLink],
+        clock: Clock,
         default_model: str = "",
     ) -> None:
         self._open_link = open_link
+        self._clock = clock
         self._default_model = default_model
         self._links: dict[str, NodeLink] = {}
         self._unlisted: set[str] = set()
         self._models: dict[ModelKey, model_pb2.ModelInfo] = {}
         self._catalog: Catalog | None = None
+        self._candidates: Candidates | None = None
+        self._own_eyes = False
+        self._word_until_s: float | None = None
         self.heard = False
         """Whether a control plane has ever told what the fleet is."""
         self.on_change: Callable[[], None] = lambda: None
@@ -46,6 +63,7 @@ class Fleet:
 
     def _changed(self) -> None:
         self._catalog = None
+        self._candidates = None
         self.on_change()
 
     # --- what the control plane says ---
@@ -69,6 +87,18 @@ class Fleet:
             self._upsert(record)
         for node_id in delta.removed_node_ids:
             self._unlist(node_id)
+        self._changed()
+
+    def hear(self) -> None:
+        """A control plane's stream is open: its word holds."""
+        if self._word_until_s is not None:
+            self._word_until_s = None
+            self._changed()
+
+    def miss(self) -> None:
+        """That stream broke, or could not be opened again: call it each time."""
+        if self._word_until_s is None:
+            self._word_until_s = self._clock.monotonic() + WORD_HOLDS_S
         self._changed()
 
     def _upsert(self, record: control_plane_service_pb2.NodeRecord) -> None:
@@ -119,7 +149,37 @@ class Fleet:
 
     def views(self, now_s: float) -> list[NodeView]:
         """What placement may know now."""
-        return [link.view(now_s) for link in self._links.values()]
+        found = self._judge(now_s)
+        return [
+            link.view(now_s, routable=node_id in found.routable, on_trial=node_id in found.on_trial)
+            for node_id, link in self._links.items()
+        ]
+
+    def _judge(self, now_s: float) -> Candidates:
+        """Who may get work; figured anew after a change and when a time has come."""
+        found = self._candidates
+        if found is not None and now_s < found.until_s:
+            return found
+        word_until_s = self._word_until_s
+        word_holds = word_until_s is None or now_s < word_until_s
+        sights = [
+            link.sight(listed=node_id not in self._unlisted, word_holds=word_holds)
+            for node_id, link in self._links.items()
+        ]
+        self._candidates = found = candidates(sights, now_s)
+        if found.own_eyes != self._own_eyes:
+            self._own_eyes = found.own_eyes
+            _log.warning(
+                "too many nodes are called unfit to be believed: going by what is seen here"
+                if found.own_eyes
+                else "what the control plane says of nodes is believed again"
+            )
+        return found
+
+    def _open_links(self) -> list[NodeLink]:
+        """Those that may get work."""
+        routable = self._judge(self._clock.monotonic()).routable
+        return [link for node_id, link in self._links.items() if node_id in routable]
 
     def catalog(self) -> Catalog:
         """Every model that a listed node has, whether or not one is ready.
@@ -135,8 +195,9 @@ class Fleet:
         ready: dict[ModelKey, int] = {}
         known: set[ModelKey] = set()
         for link in self._links.values():
+            known |= link.models
+        for link in self._open_links():
             for key in link.models:
-                known.add(key)
                 ready[key] = ready.get(key, 0) + link.ready_workers
         keys = sorted(known & self._models.keys(), reverse=True)
         keys.sort(key=lambda key: -ready.get(key, 0))
@@ -146,11 +207,11 @@ class Fleet:
 
     def ready_models(self) -> tuple[list[model_pb2.ModelInfo], str]:
         """Every version that a ready node serves, and the default model's name."""
-        ready = {key for link in self._links.values() if link.ready for key in link.models}
+        ready = {key for link in self._open_links() for key in link.models}
         catalog = self.catalog()
         return [m for m in catalog.models if (m.name, m.version) in ready], catalog.default_model
 
     @property
     def ready_workers(self) -> int:
-        """Workers of all ready nodes."""
-        return sum(link.ready_workers for link in self._links.values())
+        """Workers of all nodes that may get work."""
+        return sum(link.ready_workers for link in self._open_links())

@@ -8,7 +8,9 @@ Predicted completion of a job on a node, in seconds from now::
 
 Only a node with a free slot is a candidate: a node holds one running and one waiting
 job per worker, all others wait in the gateways. A node that failed this job is passed
-over while any other routable node serves the model, even if that means waiting.
+over while any other routable node serves the model, even if that means waiting. A job
+that runs alone goes to a node that holds nothing, if there is one; elsewhere it waits
+at the node, which shields its worker from other work, that of other gateways included.
 
 Invariants (tests/unit/test_gateway_placement.py): a choice is routable, serves the model, has a
 free slot and no other candidate is predicted to complete earlier; more work on a node
@@ -36,7 +38,7 @@ class NodeView:
     node_id: str
     models: frozenset[ModelKey]
     routable: bool
-    """Connected, READY and not ejected."""
+    """It may get work; see :mod:`gateway.fleet.candidates`."""
     free_slots: int
     """Reported free slots less the jobs sent since that report."""
     workers: int
@@ -59,7 +61,7 @@ class Ask:
     avoid: frozenset[str] = frozenset()
     """Nodes that failed it."""
     alone: bool = False
-    """Only a node that holds nothing else: a worker has died under this job."""
+    """It shares its worker with nothing: a worker has died under this job."""
 
 
 def work_units(width: int, height: int, num_frames: int, steps: int) -> float:
@@ -97,9 +99,9 @@ def choose(nodes: Sequence[NodeView], ask: Ask, *, rng: random.Random) -> NodeVi
     """The node that a job should go to now, or None: it waits."""
     able = serving(nodes, ask.model)
     candidates = [node for node in able if node.node_id not in ask.avoid] or able
-    free = [
-        node for node in candidates if node.free_slots > 0 and not (ask.alone and node.held_jobs)
-    ]
+    free = [node for node in candidates if node.free_slots > 0]
+    if ask.alone:
+        free = [node for node in free if not node.held_jobs] or free
     if len(free) < 2:
         return free[0] if free else None
     speed = typical_speed(able)

@@ -188,7 +188,7 @@ class WaitingRoom:
                     self._tell_soon()
                     continue
                 self._note_served(model, views)
-                if not ticket.ask.avoid and not ticket.ask.alone:
+                if not ticket.ask.avoid:
                     # What cannot take this one cannot take any behind it.
                     break
         self._forget_empty_lines()

@@ -112,11 +112,13 @@ class ControlPlaneLink:
                     limit.reschedule(self._next_word_by())
                     self._heard(replica)
                     self.connected = True
+                    self._fleet.hear()
                     self._take(response)
         except (aio.AioRpcError, TimeoutError) as error:
             raise broken(error) from None
         finally:
             self.connected = False
+            self._fleet.miss()
             self._leave(replica)
             call.cancel()
 

@@ -200,30 +200,15 @@ async def test_two_dead_workers_are_poison(tmp_path):
         assert sum(len(node.runs) for node in nodes) == 2
 
 
-async def test_after_a_worker_died_the_job_runs_alone(tmp_path):
+async def test_after_a_worker_died_the_node_is_told_that_the_job_runs_alone(tmp_path):
+    """What the node makes of it: tests/integration/test_gateway_poison.py."""
     nodes = [FakeNode("n0"), FakeNode("n1")]
     async with mesh(tmp_path, *nodes) as gateway:
-        for node in nodes:
-            node.default = fakenode.held()
-        companions = [await gateway.create(prompt=f"companion {i}") for i in range(2)]
-        await gateway.until(lambda: all(len(node.live) == 1 for node in nodes))
-        for node in nodes:
-            node.default = fakenode.fail("worker_died")
+        once(nodes, fakenode.fail("worker_died"))
         suspect = await gateway.create(prompt="suspect")
-        await gateway.until(lambda: sum(len(node.runs) for node in nodes) == 3)
-        for node in nodes:
-            node.default = fakenode.finish()
-        # Both nodes hold a companion: there is a free slot, and yet it waits.
-        record = await gateway.core.videos.get(ME, suspect.id)
-        assert record.status == QUEUED
-        failed_on = next(n for n in nodes if len(n.runs) == 2)
-        other(nodes, failed_on).runs[0].go.set()
-        events = await gateway.watched(suspect.id)
-        assert kinds(events)[-1] == "completed"
-        for node in nodes:
-            node.runs[0].go.set()
-        for video in companions:
-            assert kinds(await gateway.watched(video.id))[-1] == "completed"
+        assert kinds(await gateway.watched(suspect.id))[-1] == "completed"
+        asked = sorted((r.request.attempt, r.request.alone) for n in nodes for r in n.runs)
+        assert asked == [(1, False), (2, True)]
 
 
 async def test_a_wrong_checksum_is_the_nodes_fault(tmp_path):

@@ -222,6 +222,7 @@ class FakeNode(NodeServiceServicer):
         self.state = node_pb2.NODE_STATE_READY
         self.remaining_work_s = 0.0
         self.units_per_second = units_per_second
+        self.incarnation = "1"
         self.models = [MODEL]
         self.script: deque[Script] = deque()
         self.default: Script = finish()
@@ -298,7 +299,7 @@ class FakeNode(NodeServiceServicer):
             remaining_work_s=self.remaining_work_s,
             units_per_second=self.units_per_second,
             models=self._versions(),
-            incarnation="1",
+            incarnation=self.incarnation,
         )
 
     def record(self) -> control_plane_service_pb2.NodeRecord:
@@ -306,7 +307,7 @@ class FakeNode(NodeServiceServicer):
             node_id=self.node_id,
             region="ap",
             address=self.address,
-            incarnation="1",
+            incarnation=self.incarnation,
             state=self.state,
             models=self._versions(),
             worker_count=1,

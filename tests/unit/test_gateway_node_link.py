@@ -19,11 +19,11 @@ async def test_the_hold_after_busy_ends_by_itself():
         )
         link.status = node_pb2.NodeStatus(state=node_pb2.NODE_STATE_READY, free_slots=1)
         link.connected = True
-        assert link.view(clock.monotonic()).free_slots == 1
+        assert link.view(clock.monotonic(), routable=True).free_slots == 1
         link.answered_busy()
-        assert link.view(clock.monotonic()).free_slots == 0
+        assert link.view(clock.monotonic(), routable=True).free_slots == 0
         await clock.advance(BUSY_HOLD_S / 2)
-        assert link.view(clock.monotonic()).free_slots == 0
+        assert link.view(clock.monotonic(), routable=True).free_slots == 0
         await clock.advance(BUSY_HOLD_S)
         # No status came: the one that told of the free slot may be long past.
-        assert link.view(clock.monotonic()).free_slots == 1
+        assert link.view(clock.monotonic(), routable=True).free_slots == 1

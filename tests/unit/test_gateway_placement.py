@@ -70,7 +70,9 @@ def test_a_choice_is_able_free_and_predicted_best(nodes, ask, seed):
     chosen = choose(nodes, ask, rng=random.Random(seed))
     able = [n for n in nodes if n.routable and ask.model in n.models]
     allowed = [n for n in able if n.node_id not in ask.avoid] or able
-    free = [n for n in allowed if n.free_slots > 0 and not (ask.alone and n.held_jobs)]
+    free = [n for n in allowed if n.free_slots > 0]
+    if ask.alone:
+        free = [n for n in free if not n.held_jobs] or free
     if chosen is None:
         assert not free
         return
@@ -109,6 +111,15 @@ def test_a_node_that_failed_the_job_is_passed_over_even_for_a_full_one():
     chosen = choose(alone_left, ask, rng=random.Random(1))
     assert chosen is not None
     assert chosen.node_id == "failed"
+
+
+def test_a_job_that_runs_alone_goes_to_an_empty_node_and_else_waits_at_one():
+    empty = view("empty", units_per_second=0.1)
+    busy = view("busy", held_jobs=1)
+    ask = Ask(MODEL, 10.0, alone=True)
+    assert choose([empty, busy], ask, rng=random.Random(1)) is empty
+    # The node itself keeps it apart: waiting here for an empty one might never end.
+    assert choose([busy], ask, rng=random.Random(1)) is busy
 
 
 def test_a_fast_busy_node_beats_a_slow_idle_one_where_it_ends_sooner():
