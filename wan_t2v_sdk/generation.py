@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from reelmesh.v1 import video_pb2, video_service_pb2
@@ -128,12 +128,13 @@ class Generation:
         except UnavailableError as error:
             return error
         last: ReelmeshError = UnavailableError("no gateway is known")
-        if self._assembly.video_id:
-            connections = self._router.for_video(self._assembly.video_id, connections)
-        patience = RESUME_ATTEMPTS if len(connections) == 1 else RESUME_ATTEMPTS_BEFORE_NEXT
-        for connection in connections:
+        while connections:
+            if self._assembly.video_id:
+                # Its home first: there it goes on, elsewhere it begins anew.
+                connections = self._router.for_video(self._assembly.video_id, connections)
+            connection, *connections = connections
             try:
-                await self._follow(connection, patience=patience)
+                await self._follow(connection, patience=_patience(connection, connections))
             except GenerationFailedError as error:
                 if not error.retryable or self._order.spec is None:
                     raise
@@ -152,7 +153,8 @@ class Generation:
     async def _follow(self, connection: Connection, *, patience: int) -> None:
         """Follows the video on one gateway to its end, over several streams if need be.
 
-        Gives up after ``patience`` streams in a row that brought nothing new.
+        Gives up after ``patience`` connections in a row that were lost and brought nothing
+        new.
         """
         breaks = 0
         while True:
@@ -176,7 +178,8 @@ class Generation:
                 self._assembly.rewind()
                 lost = error
             breaks = 1 if self._assembly.last_seq > seen else breaks + 1
-            if breaks > patience:
+            limit = patience if isinstance(lost, ConnectionLostError) else RESUME_ATTEMPTS
+            if breaks > limit:
                 raise lost
             await self._say_reconnecting(lost)
             await asyncio.sleep(resume_delay_s(breaks))
@@ -295,3 +298,13 @@ class Generation:
             trace_id=trace_id_of(self._order.traceparent),
         )
         return GenerationResult(facts=facts, buffer=assembly.buffer)
+
+
+def _patience(connection: Connection, others: Sequence[Connection]) -> int:
+    """How often a gateway that was lost is asked again before the next one is.
+
+    Never where another of its region can go on with the video: any of them knows it.
+    """
+    if any(other.region == connection.region for other in others):
+        return 0
+    return RESUME_ATTEMPTS_BEFORE_NEXT if others else RESUME_ATTEMPTS

@@ -66,6 +66,11 @@ class FaultyMesh:
         """A process's log."""
         return self.plan.options.state_dir / "logs" / f"{process_id}.log"
 
+    def said(self, *, chars: int = 1500) -> str:
+        """The end of each log."""
+        logs = sorted((self.plan.options.state_dir / "logs").glob("*.log"))
+        return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')[-chars:]}" for f in logs)
+
     # --- processes ---
 
     def kill(self, process_id: str) -> bool:
