@@ -57,6 +57,7 @@ def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs)
             http=gateways[0].addresses["http"],
             grpc=gateways[0].address,
             control_plane=addresses[0],
+            operator=controls[0].addresses["operator"],
             gateways=tuple(
                 {"id": each.id, "grpc": each.address, **each.addresses} for each in gateways
             ),
@@ -146,9 +147,17 @@ class _Parts:
             "replica_id": replica_id,
             "etcd": {"endpoints": list(etcd)},
             "global_etcd": {"endpoints": list(shared)},
+            "operator": {"listen": self._address(), "auth": {"issuers": [self._issuer()]}},
             "drain_s": 1.0,
         }
-        return self._module("control-plane", "control_plane", replica_id, region, config)
+        return self._module(
+            "control-plane",
+            "control_plane",
+            replica_id,
+            region,
+            config,
+            addresses={"operator": config["operator"]["listen"]},
+        )
 
     def gateway(self, region: str, number: int, *, controls: Sequence[str]) -> ProcessPlan:
         """One gateway of a region; those of a region share their artifacts."""
@@ -162,15 +171,7 @@ class _Parts:
             "grpc": {"listen": grpc},
             "peer": {"listen": self._address()},
             "http": {"listen": http},
-            "auth": {
-                "issuers": [
-                    {
-                        "issuer": ISSUER,
-                        "audience": AUDIENCE,
-                        "jwks_file": str(folder / "keys" / "jwks.json"),
-                    }
-                ]
-            },
+            "auth": {"issuers": [self._issuer()]},
             "control_plane": {"endpoints": list(controls)},
             "artifacts": {"url": str(folder / "artifacts" / region)},
             "drain_s": DRAIN_S,
@@ -223,6 +224,14 @@ class _Parts:
             ready_file=ready_file,
             addresses=addresses or {},
         )
+
+    def _issuer(self) -> dict[str, str]:
+        """Whose tokens hold: this mesh's own."""
+        return {
+            "issuer": ISSUER,
+            "audience": AUDIENCE,
+            "jwks_file": str(self._options.state_dir / "keys" / "jwks.json"),
+        }
 
     def _address(self) -> str:
         return f"127.0.0.1:{next(self._ports)}"

@@ -87,6 +87,8 @@ class RegionAddresses:
     http: str
     grpc: str
     control_plane: str
+    operator: str
+    """Where ``reelctl`` asks."""
     gateways: tuple[Mapping[str, str], ...]
     """id, grpc and http of each gateway."""
     control_planes: tuple[Mapping[str, str], ...]

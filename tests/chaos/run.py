@@ -23,7 +23,11 @@ _KINDS: tuple[Kind, ...] = ("stream", "stream", "durable", "durable", "cancel")
 
 # As in production, but for leases that run out within the run, and answers that come soon.
 SETTINGS = {
-    "control-plane": {"lease_ttl_s": 4.0},
+    "control-plane": {
+        "lease_ttl_s": 4.0,
+        # Here every node falls again and again, and none is at fault.
+        "health": {"flapping": {"times": 1000}},
+    },
     "node-agent": {"log": {"format": "json"}},
     "gateway": {"log": {"format": "json"}, "runs": {"client_grace_s": 5.0}},
 }
