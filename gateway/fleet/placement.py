@@ -1,10 +1,12 @@
-"""Where a job goes: least predicted completion. Pure; every figure is passed in.
+"""Where a job goes: least predicted completion, waiting weighed. Pure; figures are passed in.
 
-Predicted completion of a job on a node, in seconds from now::
+What is compared, in seconds::
 
-    the remaining work it reported, as seconds until its first worker is out of work
-    + what this gateway sent since that report / its workers
+    WAIT_WEIGHT * (the remaining work it reported, until its first worker is out of work
+                   + what this gateway sent since that report / its workers)
     + the job's work units / the speed of one of its workers
+
+The weight is there because a job that waits for a fast node makes the next one wait too.
 
 Only a node with a free slot is a candidate: a node holds one running and one waiting
 job per worker, all others wait in the gateways. A node that failed this job is passed
@@ -13,7 +15,7 @@ that runs alone goes to a node that holds nothing, if there is one; elsewhere it
 at the node, which shields its worker from other work, that of other gateways included.
 
 Invariants (tests/unit/test_gateway_placement.py): a choice is routable, serves the model, has a
-free slot and no other candidate is predicted to complete earlier; more work on a node
+free slot and no other candidate costs less by more than NEAR_SHARE; more work on a node
 never makes it more attractive.
 """
 
@@ -29,6 +31,15 @@ ModelKey = tuple[str, str]
 # A node that has not measured itself yet is taken to do this many units a second when
 # no other node offers a figure either.
 _UNKNOWN_SPEED_UNITS = 1.0
+
+# A second of waiting at a busy node counts as so many of running on an idle one. Who waits
+# for a fast node keeps it from the next job, so counting it once makes everybody later:
+# docs/adr/0007-placement-weighs-waiting.md has the figures.
+WAIT_WEIGHT = 5.0
+
+# Nodes that differ by less than this share are as good as one another: measured speeds
+# waver by as much, and gateways that all pick the very best one meet there.
+NEAR_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +101,10 @@ def backlog_s(node: NodeView) -> float:
     return node.remaining_work_s + node.sent_work_s / max(node.workers, 1)
 
 
-def predicted_completion_s(node: NodeView, units: float, *, fallback_speed: float) -> float:
-    """Seconds from now until a job sent there now is done."""
-    return backlog_s(node) + job_seconds(node, units, fallback_speed=fallback_speed)
+def cost_s(node: NodeView, units: float, *, fallback_speed: float) -> float:
+    """What placement weighs: the run's own seconds, and the wait for it several times over."""
+    run_s = job_seconds(node, units, fallback_speed=fallback_speed)
+    return WAIT_WEIGHT * backlog_s(node) + run_s
 
 
 def choose(nodes: Sequence[NodeView], ask: Ask, *, rng: random.Random) -> NodeView | None:
@@ -105,9 +117,9 @@ def choose(nodes: Sequence[NodeView], ask: Ask, *, rng: random.Random) -> NodeVi
     if len(free) < 2:
         return free[0] if free else None
     speed = typical_speed(able)
-    predicted = [predicted_completion_s(node, ask.units, fallback_speed=speed) for node in free]
-    least = min(predicted)
-    return rng.choice([node for node, at in zip(free, predicted, strict=True) if at <= least])
+    costs = [cost_s(node, ask.units, fallback_speed=speed) for node in free]
+    near = min(costs) * (1 + NEAR_SHARE)
+    return rng.choice([node for node, cost in zip(free, costs, strict=True) if cost <= near])
 
 
 def predicted_wait_s(

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.fleet.placement import (
+    NEAR_SHARE,
     Ask,
     NodeView,
     choose,
-    predicted_completion_s,
+    cost_s,
     predicted_wait_s,
     typical_speed,
     work_units,
@@ -66,7 +67,7 @@ ASKS = st.builds(
 
 
 @given(nodes=fleets(), ask=ASKS, seed=st.integers(0, 99))
-def test_a_choice_is_able_free_and_predicted_best(nodes, ask, seed):
+def test_a_choice_is_able_free_and_none_costs_much_less(nodes, ask, seed):
     chosen = choose(nodes, ask, rng=random.Random(seed))
     able = [n for n in nodes if n.routable and ask.model in n.models]
     allowed = [n for n in able if n.node_id not in ask.avoid] or able
@@ -78,8 +79,8 @@ def test_a_choice_is_able_free_and_predicted_best(nodes, ask, seed):
         return
     assert chosen in free
     speed = typical_speed(able)
-    at = predicted_completion_s(chosen, ask.units, fallback_speed=speed)
-    assert all(at <= predicted_completion_s(n, ask.units, fallback_speed=speed) for n in free)
+    cost = cost_s(chosen, ask.units, fallback_speed=speed) / (1 + NEAR_SHARE)
+    assert all(cost <= cost_s(n, ask.units, fallback_speed=speed) * (1 + 1e-9) for n in free)
 
 
 @given(nodes=fleets(), ask=ASKS, more_s=st.floats(0.001, 1e4))
@@ -98,9 +99,11 @@ def test_more_work_never_makes_a_node_more_attractive(nodes, ask, more_s):
     ]
     again = choose(heavier, ask, rng=random.Random(1))
     assert again is not None
-    assert again.node_id == first.node_id or predicted_completion_s(
-        again, ask.units, fallback_speed=typical_speed(heavier)
-    ) <= predicted_completion_s(first, ask.units, fallback_speed=typical_speed(heavier))
+    speed = typical_speed(heavier)
+    if again.node_id != first.node_id:
+        laden = next(n for n in heavier if n.node_id == first.node_id)
+        bound = cost_s(laden, ask.units, fallback_speed=speed) * (1 + NEAR_SHARE)
+        assert cost_s(again, ask.units, fallback_speed=speed) <= bound * (1 + 1e-9)
 
 
 def test_a_node_that_failed_the_job_is_passed_over_even_for_a_full_one():
@@ -130,6 +133,22 @@ def test_a_fast_busy_node_beats_a_slow_idle_one_where_it_ends_sooner():
     assert chosen is fast
     small = choose([slow, fast], Ask(MODEL, 2.0), rng=random.Random(1))
     assert small is slow
+
+
+def test_waiting_weighs_more_than_running():
+    slow = view("slow", units_per_second=1.0)
+    fast = view("fast", units_per_second=2.0, remaining_work_s=20.0)
+    # Behind the busy one it would end in 70 s, and the next job would wait for it.
+    assert choose([slow, fast], Ask(MODEL, 100.0), rng=random.Random(1)) is slow
+
+
+def test_nodes_that_differ_by_their_measure_alone_share_the_work():
+    nodes = [view(f"n{index}", units_per_second=10.0 + index / 10) for index in range(4)]
+    rng = random.Random(7)
+    seen = {choose(nodes, Ask(MODEL, 1.0), rng=rng).node_id for _ in range(200)}
+    assert len(seen) == 4
+    slower = view("slower", units_per_second=8.0)
+    assert choose([slower, nodes[0]], Ask(MODEL, 1.0), rng=rng) is nodes[0]
 
 
 def test_what_was_sent_since_the_report_counts():
