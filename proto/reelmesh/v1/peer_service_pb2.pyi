@@ -59,60 +59,15 @@ class PeerIdentity(_message.Message):
 Global___PeerIdentity: _TypeAlias = PeerIdentity  # noqa: Y015
 
 @_typing.final
-class RunVideoRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    IDENTITY_FIELD_NUMBER: _builtins.int
-    SPEC_FIELD_NUMBER: _builtins.int
-    OPTIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def identity(self) -> Global___PeerIdentity: ...
-    @_builtins.property
-    def spec(self) -> _video_pb2.VideoSpec: ...
-    @_builtins.property
-    def options(self) -> _video_service_pb2.CreateOptions: ...
-    def __init__(
-        self,
-        *,
-        identity: Global___PeerIdentity | None = ...,
-        spec: _video_pb2.VideoSpec | None = ...,
-        options: _video_service_pb2.CreateOptions | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "options", b"options", "spec", b"spec"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "options", b"options", "spec", b"spec"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RunVideoRequest: _TypeAlias = RunVideoRequest  # noqa: Y015
-
-@_typing.final
-class RunVideoResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EVENT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def event(self) -> _video_pb2.VideoEvent: ...
-    def __init__(
-        self,
-        *,
-        event: _video_pb2.VideoEvent | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RunVideoResponse: _TypeAlias = RunVideoResponse  # noqa: Y015
-
-@_typing.final
 class CreatePeerVideoRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDENTITY_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    STREAMED_FIELD_NUMBER: _builtins.int
+    streamed: _builtins.bool
+    """The caller watches it at once, and gives it up by leaving."""
     @_builtins.property
     def identity(self) -> Global___PeerIdentity: ...
     @_builtins.property
@@ -125,10 +80,11 @@ class CreatePeerVideoRequest(_message.Message):
         identity: Global___PeerIdentity | None = ...,
         spec: _video_pb2.VideoSpec | None = ...,
         options: _video_service_pb2.CreateOptions | None = ...,
+        streamed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "options", b"options", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "options", b"options", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "options", b"options", "spec", b"spec", "streamed", b"streamed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

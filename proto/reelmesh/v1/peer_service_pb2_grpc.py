@@ -39,11 +39,6 @@ class PeerServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.RunVideo = channel.unary_stream(
-                '/reelmesh.v1.PeerService/RunVideo',
-                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoRequest.SerializeToString,
-                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoResponse.FromString,
-                _registered_method=True)
         self.CreatePeerVideo = channel.unary_unary(
                 '/reelmesh.v1.PeerService/CreatePeerVideo',
                 request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoRequest.SerializeToString,
@@ -89,15 +84,9 @@ class PeerServiceServicer:
     video in its own region.
     """
 
-    def RunVideo(self, request, context):
-        """Creates a video here, which makes this region its home, and streams it.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def CreatePeerVideo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Creates a video here, which makes this region its home.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -142,11 +131,6 @@ class PeerServiceServicer:
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'RunVideo': grpc.unary_stream_rpc_method_handler(
-                    servicer.RunVideo,
-                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoRequest.FromString,
-                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.RunVideoResponse.SerializeToString,
-            ),
             'CreatePeerVideo': grpc.unary_unary_rpc_method_handler(
                     servicer.CreatePeerVideo,
                     request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.CreatePeerVideoRequest.FromString,
@@ -197,33 +181,6 @@ class PeerService:
     answers itself or refuses: it never asks a third one, except for the owner of a
     video in its own region.
     """
-
-    @staticmethod
-    def RunVideo(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/reelmesh.v1.PeerService/RunVideo',
-            reelmesh_dot_v1_dot_peer__service__pb2.RunVideoRequest.SerializeToString,
-            reelmesh_dot_v1_dot_peer__service__pb2.RunVideoResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def CreatePeerVideo(request,

@@ -38,9 +38,8 @@ class PeerServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PeerServiceAsyncStub: ...
-    RunVideo: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.RunVideoRequest, _peer_service_pb2.RunVideoResponse]
-    """Creates a video here, which makes this region its home, and streams it."""
     CreatePeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.CreatePeerVideoRequest, _peer_service_pb2.CreatePeerVideoResponse]
+    """Creates a video here, which makes this region its home."""
     GetPeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.GetPeerVideoRequest, _peer_service_pb2.GetPeerVideoResponse]
     WatchPeerVideo: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.WatchPeerVideoRequest, _peer_service_pb2.WatchPeerVideoResponse]
     CancelPeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.CancelPeerVideoRequest, _peer_service_pb2.CancelPeerVideoResponse]
@@ -59,9 +58,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    RunVideo: _aio.UnaryStreamMultiCallable[_peer_service_pb2.RunVideoRequest, _peer_service_pb2.RunVideoResponse]  # type: ignore[assignment]
-    """Creates a video here, which makes this region its home, and streams it."""
     CreatePeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.CreatePeerVideoRequest, _peer_service_pb2.CreatePeerVideoResponse]  # type: ignore[assignment]
+    """Creates a video here, which makes this region its home."""
     GetPeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.GetPeerVideoRequest, _peer_service_pb2.GetPeerVideoResponse]  # type: ignore[assignment]
     WatchPeerVideo: _aio.UnaryStreamMultiCallable[_peer_service_pb2.WatchPeerVideoRequest, _peer_service_pb2.WatchPeerVideoResponse]  # type: ignore[assignment]
     CancelPeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.CancelPeerVideoRequest, _peer_service_pb2.CancelPeerVideoResponse]  # type: ignore[assignment]
@@ -79,19 +77,12 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """
 
     @_abc_1.abstractmethod
-    def RunVideo(
-        self,
-        request: _peer_service_pb2.RunVideoRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.RunVideoResponse], _abc.AsyncIterator[_peer_service_pb2.RunVideoResponse]]:
-        """Creates a video here, which makes this region its home, and streams it."""
-
-    @_abc_1.abstractmethod
     def CreatePeerVideo(
         self,
         request: _peer_service_pb2.CreatePeerVideoRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_peer_service_pb2.CreatePeerVideoResponse, _abc.Awaitable[_peer_service_pb2.CreatePeerVideoResponse]]: ...
+    ) -> _typing.Union[_peer_service_pb2.CreatePeerVideoResponse, _abc.Awaitable[_peer_service_pb2.CreatePeerVideoResponse]]:
+        """Creates a video here, which makes this region its home."""
 
     @_abc_1.abstractmethod
     def GetPeerVideo(
