@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from grpc import aio
 from prometheus_client import CollectorRegistry
 from reelmesh.v1 import control_plane_service_pb2
 
+from gateway.application import FROM_REGION
 from gateway.auth.tokens import TokenVerifier
 from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
+from gateway.core.load import LoadReporter
+from gateway.core.mesh import MeshVideos
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
 from gateway.edge_grpc.peer_api import add_peer_service
@@ -23,13 +27,17 @@ from gateway.edge_http.api import build_http_app, http_runner, listen_http
 from gateway.fleet.watch import ControlPlaneLink
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore
+from gateway.peers.client import Peers
+from gateway.regions.regions import Regions
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
-from reelkit.rpc import listen, server_options
+from reelkit.rpc import internal_channel, listen, server_options
 from reelkit.settings import blame_field
 
 _log = structlog.get_logger("gateway.app")
 
+# An ocean and a busy gateway lie between, and a client waits.
+_REGION_READ_S = 5.0
 # Beyond drain_s, for answers whose jobs have just ended.
 _CLOSE_GRACE_S = 2.0
 
@@ -90,10 +98,11 @@ async def build_app(
             open_core(config, clock=clock, registry=registry, jobs=jobs, artifacts=artifacts)
         )
 
+        application, regions = await _across_regions(config, core, clock, stack)
         server = aio.server(options=grpc_server_options(config.edge))
         add_grpc_services(
             server,
-            application=core.videos,
+            application=application,
             verifier=verifier,
             metrics=metrics,
             config=config.edge,
@@ -106,7 +115,7 @@ async def build_app(
         grpc_address = _with_port(config.grpc.listen, grpc_port)
 
         http_app = build_http_app(
-            application=core.videos,
+            application=application,
             verifier=verifier,
             metrics=metrics,
             config=config.edge,
@@ -120,7 +129,7 @@ async def build_app(
         http_address = _with_port(config.http.listen, http_port)
 
         peer_server = aio.server(options=server_options())
-        add_peer_service(peer_server, application=core.videos)
+        add_peer_service(peer_server, application=application)
         with blame_field("peer.listen", config.peer.listen):
             peer_port = listen(peer_server, config.peer.listen)
         await peer_server.start()
@@ -147,6 +156,7 @@ async def build_app(
             hello=hello,
             silence_timeout_s=config.control_plane.silence_timeout_s,
             on_fleet=core.gateways.take,
+            on_regions=regions.take,
             on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
         )
         stack.push_async_callback(control.close)
@@ -164,6 +174,40 @@ async def build_app(
             _grpc_server=server,
             _control=control,
         )
+
+
+async def _across_regions(
+    config: GatewayConfig, core: Core, clock: Clock, stack: AsyncExitStack
+) -> tuple[MeshVideos, Regions]:
+    """The application of the whole mesh around this region's."""
+    regions = Regions(
+        local=config.region,
+        open_channel=internal_channel,
+        clock=clock,
+        scope=core.scope,
+        margin_s=config.regions.margin_s,
+        draw=random.Random().random,  # noqa: S311 - spreads work, guards nothing
+    )
+    stack.push_async_callback(regions.close)
+    peers = Peers(open_channel=internal_channel, hops=FROM_REGION, read_timeout_s=_REGION_READ_S)
+    stack.push_async_callback(peers.close)
+    loads = LoadReporter(
+        region=config.region,
+        gateway_id=config.gateway_id,
+        fleet=core.fleet,
+        waiting=core.waiting,
+        lifetimes=core.lifetimes,
+        clock=clock,
+    )
+    application = MeshVideos(
+        region=config.region,
+        home=core.videos,
+        regions=regions,
+        peers=peers,
+        loads=loads,
+        clock=clock,
+    )
+    return application, regions
 
 
 def _with_port(address: str, port: int) -> str:

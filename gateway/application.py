@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
+from reelmesh.v1 import (
+    fleet_service_pb2,
+    model_pb2,
+    peer_service_pb2,
+    video_pb2,
+    video_service_pb2,
+)
 
 ALL_FIT: Final[Mapping[str, int]] = MappingProxyType({})
 """Every number of a request fits its field."""
@@ -159,6 +165,10 @@ class VideoApplication(Protocol):
 
     def regions(self) -> list[fleet_service_pb2.Region]:
         """The regions of the mesh as this gateway knows them, its own marked."""
+        ...
+
+    def loads(self) -> AsyncIterator[peer_service_pb2.WatchLoadResponse]:
+        """What this region could take: at once, after changes, and every few seconds."""
         ...
 
     def ready(self) -> tuple[bool, str]:

@@ -174,6 +174,18 @@ class ArtifactConfig(Settings):
     )
 
 
+class RegionsConfig(Settings):
+    """Work that other regions do."""
+
+    margin_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="By how many seconds another region must be predicted to be done earlier "
+        "before a new video is made there; keeps regions from trading work for little.",
+    )
+
+
 class JobsConfig(Settings):
     """Job records."""
 
@@ -247,6 +259,9 @@ class GatewayConfig(Settings):
     spool: SpoolConfig = Field(default=SpoolConfig(), description="Bytes on their way.")
     artifacts: ArtifactConfig = Field(default=ArtifactConfig(), description="Finished videos.")
     jobs: JobsConfig = Field(default=JobsConfig(), description="Job records.")
+    regions: RegionsConfig = Field(
+        default=RegionsConfig(), description="Work that other regions do."
+    )
     drain_s: float = Field(
         default=30.0,
         ge=0,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import structlog
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
 from gateway.core.execution import Execution
-from gateway.core.executions import Executions
+from gateway.core.executions import Executions, ask_of
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
 from gateway.errors import (
@@ -22,6 +23,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.placement import serving, typical_speed
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
@@ -31,12 +33,25 @@ from gateway.validation.fields import check_options, number
 from gateway.validation.request import resolve
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
+from reelkit.tracing import outliving_context
 
 # Between tries to write a record that a job went on without.
 _FIRST_LATE_DELAY_S = 0.5
 _MAX_LATE_DELAY_S = 5.0
 
 _log = structlog.get_logger("gateway.admission")
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a request would find here."""
+
+    model: tuple[str, str]
+    units: float
+    wait_s: float | None
+    """None: this region cannot take it now."""
+    units_per_second: float
+    """Of a typical worker; 0 where it is not known."""
 
 
 class Admission:
@@ -130,7 +145,9 @@ class Admission:
         records.check_size(record)
         # A client that leaves now leaves no record behind that nobody runs.
         begin = self._begin_keyed if record.idempotency_key else self._begin
-        begun = self._scope.spawn(begin(record), name="admit", fatal=False)
+        begun = self._scope.spawn(
+            begin(record), name="admit", fatal=False, context=outliving_context()
+        )
         self._begins += 1
         begun.add_done_callback(self._note_begun)
         return await asyncio.shield(begun)
@@ -208,6 +225,25 @@ class Admission:
         if keep:
             self._lifetimes.keep(execution)
         return execution.video()
+
+    def outlook(
+        self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
+    ) -> Outlook | None:
+        """What the request would find here; None where it is wrong or nothing can be said."""
+        catalog = self._fleet.catalog()
+        if not catalog.models:
+            return None
+        try:
+            resolved = resolve(spec, catalog, drawn_seed=0, violations=[], unfit={})
+        except GatewayError:
+            return None
+        ask = ask_of(resolved)
+        able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
+        wait_s = self._waiting.predicted_wait_s(ask.model)
+        late = options.HasField("deadline_s") and (wait_s or 0.0) > options.deadline_s
+        if self._waiting.full(coming=self._begins) or self._lifetimes.draining or late:
+            wait_s = None
+        return Outlook(ask.model, ask.units, wait_s, typical_speed(able) if able else 0.0)
 
     def _admit(
         self,

@@ -58,6 +58,7 @@ class Core:
 
     videos: Videos
     fleet: Fleet
+    waiting: WaitingRoom
     gateways: Gateways
     adoption: Adoption
     owner: Owner
@@ -140,6 +141,7 @@ async def open_core(
         yield Core(
             videos=videos,
             fleet=fleet,
+            waiting=waiting,
             gateways=ground.gateways,
             adoption=adoption,
             owner=ground.owner,

@@ -15,7 +15,7 @@ from reelmesh.v1 import (
 )
 
 from gateway.application import ALL_FIT, Caller, Download
-from gateway.core.admission import Admission
+from gateway.core.admission import Admission, Outlook
 from gateway.core.commit import Committer
 from gateway.core.execution import Execution
 from gateway.core.lifetimes import Lifetimes
@@ -87,6 +87,12 @@ class Videos:
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
         return await self._admission.create(caller, spec, options, streamed=streamed, unfit=unfit)
+
+    def outlook(
+        self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
+    ) -> Outlook | None:
+        """See :meth:`gateway.core.admission.Admission.outlook`."""
+        return self._admission.outlook(spec, options)
 
     # --- read ---
 

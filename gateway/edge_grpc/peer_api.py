@@ -35,7 +35,14 @@ def add_peer_service(server: aio.Server, *, application: VideoApplication) -> No
         "GetPeerVideo": _unary(pb.GetPeerVideoRequest, peers.get),
         "CancelPeerVideo": _unary(pb.CancelPeerVideoRequest, peers.cancel),
         "DeletePeerVideo": _unary(pb.DeletePeerVideoRequest, peers.delete),
+        "CreatePeerVideo": _unary(pb.CreatePeerVideoRequest, peers.create),
         "WatchPeerVideo": _stream(pb.WatchPeerVideoRequest, peers.watch),
+        "DownloadPeerVideo": _stream(pb.DownloadPeerVideoRequest, peers.download),
+        "WatchLoad": grpc.unary_stream_rpc_method_handler(
+            peers.loads,
+            request_deserializer=pb.WatchLoadRequest.FromString,
+            response_serializer=_serialize,
+        ),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -49,6 +56,12 @@ class _Peers:
     async def get(self, caller: Caller, request: pb.GetPeerVideoRequest) -> Message:
         video = await self._application.get(caller, request.video_id)
         return pb.GetPeerVideoResponse(video=video)
+
+    async def create(self, caller: Caller, request: pb.CreatePeerVideoRequest) -> Message:
+        video = await self._application.create(
+            caller, request.spec, request.options, streamed=request.streamed
+        )
+        return pb.CreatePeerVideoResponse(video=video)
 
     async def cancel(self, caller: Caller, request: pb.CancelPeerVideoRequest) -> Message:
         video = await self._application.cancel(caller, request.video_id)
@@ -67,6 +80,25 @@ class _Peers:
             async for message in messages:
                 await write(message)
 
+    async def download(
+        self, caller: Caller, request: pb.DownloadPeerVideoRequest, write: Write
+    ) -> None:
+        found = await self._application.download(caller, request.video_id, offset=request.offset)
+        head = pb.DownloadPeerVideoResponse(total_bytes=found.total_bytes, sha256=found.sha256)
+        await write(head.SerializeToString())
+        async with closing(found.chunks) as chunks:
+            async for data in chunks:
+                await write(pb.DownloadPeerVideoResponse(data=data).SerializeToString())
+
+    async def loads(self, _request: pb.WatchLoadRequest, context: Any) -> None:
+        async with closing(self._application.loads()) as loads:
+            async for load in loads:
+                await context.write(load)
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
 
 def _unary(
     request: type[Message], answer: Callable[[Caller, Any], Awaitable[Message]]
@@ -77,7 +109,7 @@ def _unary(
     return grpc.unary_unary_rpc_method_handler(
         handle,
         request_deserializer=request.FromString,
-        response_serializer=lambda response: response.SerializeToString(),
+        response_serializer=_serialize,
     )
 
 

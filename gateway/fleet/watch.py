@@ -16,7 +16,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from grpc import aio
-from reelmesh.v1 import control_plane_service_pb2, job_service_pb2
+from reelmesh.v1 import control_plane_service_pb2, job_service_pb2, region_pb2
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
 from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
 
@@ -41,6 +41,7 @@ class ControlPlaneLink:
         hello: control_plane_service_pb2.GatewayHello,
         silence_timeout_s: float,
         on_fleet: Callable[[control_plane_service_pb2.WatchFleetResponse], None] = lambda _: None,
+        on_regions: Callable[[Sequence[region_pb2.RegionView]], None] | None = None,
         on_orphans: Callable[[Sequence[job_service_pb2.Orphan]], None] | None = None,
     ) -> None:
         self._channels = [internal_channel(endpoint) for endpoint in endpoints]
@@ -48,6 +49,7 @@ class ControlPlaneLink:
         self._job_stubs = [JobServiceStub(channel) for channel in self._channels]
         self._on_fleet = on_fleet
         self._on_orphans = on_orphans
+        self._on_regions = on_regions
         self._leaving = asyncio.Event()
         self._left = asyncio.Event()
         # Index of the replica that the next stream goes to.
@@ -67,6 +69,8 @@ class ControlPlaneLink:
         streams = [("watch-fleet", self._watch), ("attach", self._attach)]
         if self._on_orphans is not None:
             streams.append(("watch-orphans", self._watch_orphans))
+        if self._on_regions is not None:
+            streams.append(("watch-regions", self._watch_regions))
         for name, stream in streams:
             loop = retry_forever(
                 stream,
@@ -148,6 +152,24 @@ class ControlPlaneLink:
                 return
         self._on_fleet(response)
         self._version = response.version
+
+    async def _watch_regions(self) -> None:
+        replica = self._replica
+        call = self._stubs[replica].WatchRegions(control_plane_service_pb2.WatchRegionsRequest())
+        try:
+            async with asyncio.timeout(_FIRST_ANSWER_S) as limit:
+                while isinstance(
+                    response := await call.read(), control_plane_service_pb2.WatchRegionsResponse
+                ):
+                    limit.reschedule(self._next_word_by())
+                    if self._on_regions is not None:
+                        self._on_regions(response.regions)
+        except (aio.AioRpcError, TimeoutError) as error:
+            # Nothing of this region depends on it: the other streams say whether the replica
+            # lives, and the global store may be away where the regional one is not.
+            raise broken(error) from None
+        finally:
+            call.cancel()
 
     async def _watch_orphans(self) -> None:
         replica = self._replica

@@ -10,11 +10,24 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from reelmesh.v1 import peer_service_pb2 as pb
-from reelmesh.v1 import video_pb2
+from reelmesh.v1 import video_pb2, video_service_pb2
 from reelmesh.v1.peer_service_pb2_grpc import PeerServiceStub
 
-from gateway.application import FROM_PEER, Caller
-from gateway.errors import Unavailable
+from gateway.application import FROM_PEER, Caller, Download
+from gateway.errors import (
+    FieldViolation,
+    GatewayError,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobStoreAway,
+    ModelNotFound,
+    NotFinished,
+    ResourceExhausted,
+    Unavailable,
+    VideoCancelled,
+    VideoFailed,
+)
+from reelkit.tracing import trace_metadata
 
 if TYPE_CHECKING:
     # Exists in the stubs alone.
@@ -26,6 +39,7 @@ READ_TIMEOUT_S: Final = 0.5
 # A cancel waits for the records too.
 WRITE_TIMEOUT_S: Final = 5.0
 FIRST_EVENT_S: Final = 1.0
+RETRY_AFTER_S: Final = 1.0
 
 T = TypeVar("T")
 
@@ -43,10 +57,20 @@ class Peers:
 
     Args:
         open_channel: Makes a channel to an address.
+        hops: What this gateway is to those it asks: one of their region, or of another.
+        read_timeout_s: For an answer that needs no write.
     """
 
-    def __init__(self, *, open_channel: Callable[[str], aio.Channel]) -> None:
+    def __init__(
+        self,
+        *,
+        open_channel: Callable[[str], aio.Channel],
+        hops: int = FROM_PEER,
+        read_timeout_s: float = READ_TIMEOUT_S,
+    ) -> None:
         self._open_channel = open_channel
+        self._hops = hops
+        self._read_timeout_s = read_timeout_s
         self._channels: dict[str, aio.Channel] = {}
 
     async def close(self) -> None:
@@ -69,9 +93,33 @@ class Peers:
             PeerGone: No answer in time.
             NotItsOwn: It is another's by now.
         """
-        request = pb.GetPeerVideoRequest(identity=identity_of(caller), video_id=video_id)
+        request = pb.GetPeerVideoRequest(identity=self._identity(caller), video_id=video_id)
         stub = self._stub(address)
-        return (await _answer(stub.GetPeerVideo(request, timeout=READ_TIMEOUT_S))).video
+        call = stub.GetPeerVideo(request, timeout=self._read_timeout_s, metadata=trace_metadata())
+        return (await _answer(call)).video
+
+    async def create(
+        self,
+        address: str,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+    ) -> video_pb2.Video:
+        """Has another region make a video, which is its home from then on.
+
+        Raises:
+            PeerGone: No answer in time; it may have been made.
+            GatewayError: It was refused there, in that gateway's words.
+        """
+        request = pb.CreatePeerVideoRequest(
+            identity=self._identity(caller), spec=spec, options=options, streamed=streamed
+        )
+        call = self._stub(address).CreatePeerVideo(
+            request, timeout=WRITE_TIMEOUT_S, metadata=trace_metadata()
+        )
+        return (await _answer(call)).video
 
     async def cancel(self, address: str, caller: Caller, video_id: str) -> video_pb2.Video:
         """Has its owner cancel a video; answers what became of it.
@@ -81,15 +129,21 @@ class Peers:
             NotItsOwn: It is another's by now.
             Unavailable: The owner could not write it.
         """
-        request = pb.CancelPeerVideoRequest(identity=identity_of(caller), video_id=video_id)
+        request = pb.CancelPeerVideoRequest(identity=self._identity(caller), video_id=video_id)
         stub = self._stub(address)
-        return (await _answer(stub.CancelPeerVideo(request, timeout=WRITE_TIMEOUT_S))).video
+        return (
+            await _answer(
+                stub.CancelPeerVideo(request, timeout=WRITE_TIMEOUT_S, metadata=trace_metadata())
+            )
+        ).video
 
     async def delete(self, address: str, caller: Caller, video_id: str) -> None:
         """Has its owner delete a video; raises as :meth:`cancel`."""
-        request = pb.DeletePeerVideoRequest(identity=identity_of(caller), video_id=video_id)
+        request = pb.DeletePeerVideoRequest(identity=self._identity(caller), video_id=video_id)
         stub = self._stub(address)
-        await _answer(stub.DeletePeerVideo(request, timeout=WRITE_TIMEOUT_S))
+        await _answer(
+            stub.DeletePeerVideo(request, timeout=WRITE_TIMEOUT_S, metadata=trace_metadata())
+        )
 
     async def watch(
         self, address: str, caller: Caller, video_id: str, *, after_seq: int
@@ -108,12 +162,13 @@ class Peers:
             response_deserializer=None,
         )(
             pb.WatchPeerVideoRequest(
-                identity=identity_of(caller), video_id=video_id, after_seq=after_seq
-            )
+                identity=self._identity(caller), video_id=video_id, after_seq=after_seq
+            ),
+            metadata=trace_metadata(),
         )
         try:
             # QUEUED comes at once; after that the channel's pings tell a quiet one from a gone.
-            async with asyncio.timeout(FIRST_EVENT_S):
+            async with asyncio.timeout(max(FIRST_EVENT_S, self._read_timeout_s)):
                 message = await call.read()
             while isinstance(message, bytes):
                 yield message
@@ -125,12 +180,55 @@ class Peers:
         finally:
             call.cancel()
 
+    async def download(
+        self, address: str, caller: Caller, video_id: str, *, offset: int
+    ) -> Download:
+        """The finished bytes from an offset, from another region.
 
-def identity_of(caller: Caller, hops: int = FROM_PEER) -> pb.PeerIdentity:
-    """Who asks, as the token said at the first gateway."""
-    return pb.PeerIdentity(
-        tenant=caller.tenant, subject=caller.subject, scopes=sorted(caller.scopes), hops=hops
-    )
+        Raises:
+            PeerGone: No answer in time. The iterator of the bytes raises it too.
+            GatewayError: Refused there, in that gateway's words.
+        """
+        request = pb.DownloadPeerVideoRequest(
+            identity=self._identity(caller), video_id=video_id, offset=offset
+        )
+        call = self._stub(address).DownloadPeerVideo(request, metadata=trace_metadata())
+        try:
+            async with asyncio.timeout(max(FIRST_EVENT_S, self._read_timeout_s)):
+                head = await call.read()
+        except TimeoutError:
+            call.cancel()
+            raise PeerGone("no answer in time") from None
+        except aio.AioRpcError as error:
+            raise _told(error) from None
+        if not isinstance(head, pb.DownloadPeerVideoResponse):
+            raise PeerGone("the answer ended before it began")
+        return Download(head.total_bytes, head.sha256, _pieces(call, head.data))
+
+    def _identity(self, caller: Caller) -> pb.PeerIdentity:
+        """Who asks, as the token said at the first gateway."""
+        return pb.PeerIdentity(
+            tenant=caller.tenant,
+            subject=caller.subject,
+            scopes=sorted(caller.scopes),
+            hops=self._hops,
+        )
+
+
+async def _pieces(call: Any, first: bytes) -> AsyncGenerator[bytes]:
+    try:
+        data = first
+        while True:
+            if data:
+                yield data
+            response = await call.read()
+            if not isinstance(response, pb.DownloadPeerVideoResponse):
+                return
+            data = response.data
+    except aio.AioRpcError as error:
+        raise _told(error) from None
+    finally:
+        call.cancel()
 
 
 async def _answer(call: Awaitable[T]) -> T:
@@ -141,20 +239,44 @@ async def _answer(call: Awaitable[T]) -> T:
 
 
 def _told(error: aio.AioRpcError) -> Exception:
-    code = error.code()
+    """What a gateway said of itself, or that there is none."""
+    code, info = error.code(), _info(error)
+    if info is None:
+        return PeerGone(f"{code.name}: {error.details()}")
+    message = error.details() or "the video's gateway gave no reason"
     if code is grpc.StatusCode.NOT_FOUND:
-        return NotItsOwn(error.details())
-    if code is grpc.StatusCode.UNAVAILABLE and _is_its_word(error):
-        return Unavailable(error.details() or "the video's gateway cannot answer now")
-    return PeerGone(f"{code.name}: {error.details()}")
+        return NotItsOwn(message)
+    refused = _ERRORS.get(info.reason)
+    if refused is InvalidRequest:
+        return InvalidRequest((FieldViolation("request", message),))
+    if refused is not None:
+        return refused(message, retry_after_s=RETRY_AFTER_S if refused.retryable else None)
+    return Unavailable(message, retry_after_s=RETRY_AFTER_S)
 
 
-def _is_its_word(error: aio.AioRpcError) -> bool:
-    """Whether the gateway itself said so, and not the connection to it."""
+def _info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
+    """The gateway's own word on the error, None where the connection is to blame."""
     for name, value in error.trailing_metadata() or ():
         if name == "grpc-status-details-bin" and isinstance(value, bytes):
             for detail in status_pb2.Status.FromString(value).details:
                 info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info):
-                    return str(info.domain) == ERROR_DOMAIN
-    return False
+                if detail.Unpack(info) and str(info.domain) == ERROR_DOMAIN:
+                    return info
+    return None
+
+
+# What one gateway may be told by another in its own words, by the error's code.
+_ERRORS: dict[str, type[GatewayError]] = {
+    each.code: each
+    for each in (
+        IdempotencyConflict,
+        InvalidRequest,
+        JobStoreAway,
+        ModelNotFound,
+        NotFinished,
+        ResourceExhausted,
+        Unavailable,
+        VideoCancelled,
+        VideoFailed,
+    )
+}

@@ -1,0 +1,281 @@
+"""The application across regions.
+
+New videos go where they are predicted to be done first, and a video is answered for by its
+home, whichever gateway is asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Final, TypeVar
+
+import structlog
+from reelmesh.v1 import (
+    fleet_service_pb2,
+    model_pb2,
+    peer_service_pb2,
+    video_pb2,
+    video_service_pb2,
+)
+
+from gateway.application import ALL_FIT, Caller, Download
+from gateway.core.load import LoadReporter
+from gateway.core.videos import Videos
+from gateway.errors import OtherRegion, Unavailable, VideoNotFound
+from gateway.jobs.ids import region_of
+from gateway.output.wire import seq_of_encoded
+from gateway.peers.client import NotItsOwn, PeerGone, Peers
+from gateway.regions.link import RegionLink
+from gateway.regions.regions import Regions
+from reelkit.clock import Clock
+
+T = TypeVar("T")
+
+_log = structlog.get_logger("gateway.mesh")
+
+# A stream from another region that breaks is taken up again, over each of its gateways.
+MAX_BREAKS: Final = 6
+BREAK_DELAY_S: Final = 0.2
+RETRY_AFTER_S: Final = 5.0
+
+
+class MeshVideos:
+    """A :class:`gateway.application.VideoApplication` over this region and the others.
+
+    Args:
+        region: This gateway's.
+        home: The application of this region.
+        regions: What is known of the others.
+        peers: Calls to their gateways.
+        loads: What this region tells them.
+    """
+
+    def __init__(
+        self,
+        *,
+        region: str,
+        home: Videos,
+        regions: Regions,
+        peers: Peers,
+        loads: LoadReporter,
+        clock: Clock,
+    ) -> None:
+        self._region = region
+        self._home = home
+        self._regions = regions
+        self._peers = peers
+        self._loads = loads
+        self._clock = clock
+
+    # --- new videos ---
+
+    async def create(
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+        unfit: Mapping[str, int] = ALL_FIT,
+    ) -> video_pb2.Video:
+        """See :meth:`gateway.application.VideoApplication.create`."""
+        elsewhere = None if caller.hops or unfit else self._elsewhere(spec, options)
+        if elsewhere is not None:
+            try:
+                return await self._forward(elsewhere, caller, spec, options, streamed=streamed)
+            except (PeerGone, NotItsOwn) as error:
+                _log.info("not forwarded", region=elsewhere.region, cause=str(error))
+        if self._regions.draining and not caller.hops:
+            raise Unavailable(
+                f"region {self._region} is being drained; use another", retry_after_s=RETRY_AFTER_S
+            )
+        return await self._home.create(caller, spec, options, streamed=streamed, unfit=unfit)
+
+    def _elsewhere(
+        self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
+    ) -> RegionLink | None:
+        """The other region that should make it, None: this one should, or nobody can."""
+        outlook = self._home.outlook(spec, options)
+        if outlook is None:
+            return None
+        able = outlook.wait_s is not None and not self._regions.draining
+        if options.idempotency_key and able:
+            # Its key is this region's: asked for again it must find the same video.
+            return None
+        chosen = self._regions.choose(
+            outlook.model,
+            units=outlook.units,
+            local_wait_s=outlook.wait_s,
+            local_speed=outlook.units_per_second,
+        )
+        return self._regions.link(chosen) if chosen not in (None, self._region) else None
+
+    async def _forward(
+        self,
+        link: RegionLink,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+    ) -> video_pb2.Video:
+        address = link.addresses[0]
+        video = await self._peers.create(address, caller, spec, options, streamed=streamed)
+        _log.info("forwarded", region=link.region, job_id=video.id)
+        return video
+
+    # --- videos of any region ---
+
+    async def get(self, caller: Caller, video_id: str) -> video_pb2.Video:
+        """See :meth:`gateway.application.VideoApplication.get`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            return await self._home.get(caller, video_id)
+        return await self._ask(link, lambda address: self._peers.get(address, caller, video_id))
+
+    async def cancel(self, caller: Caller, video_id: str) -> video_pb2.Video:
+        """See :meth:`gateway.application.VideoApplication.cancel`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            return await self._home.cancel(caller, video_id)
+        return await self._ask(link, lambda address: self._peers.cancel(address, caller, video_id))
+
+    async def delete(self, caller: Caller, video_id: str) -> None:
+        """See :meth:`gateway.application.VideoApplication.delete`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            await self._home.delete(caller, video_id)
+        else:
+            await self._ask(link, lambda address: self._peers.delete(address, caller, video_id))
+
+    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
+        """See :meth:`gateway.application.VideoApplication.download`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            return await self._home.download(caller, video_id, offset=offset)
+        return await self._ask(
+            link, lambda address: self._peers.download(address, caller, video_id, offset=offset)
+        )
+
+    async def watch(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncGenerator[video_pb2.VideoEvent]:
+        """See :meth:`gateway.application.VideoApplication.watch`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            events = self._home.watch(caller, video_id, after_seq=after_seq)
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield event
+            return
+        relayed = self._relay(link, caller, video_id, after_seq)
+        async with contextlib.aclosing(relayed):
+            async for message in relayed:
+                yield video_service_pb2.WatchVideoResponse.FromString(message).event
+
+    async def watch_encoded(
+        self, caller: Caller, video_id: str, *, after_seq: int
+    ) -> AsyncGenerator[bytes]:
+        """See :meth:`gateway.application.VideoApplication.watch_encoded`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            messages = self._home.watch_encoded(caller, video_id, after_seq=after_seq)
+        else:
+            messages = self._relay(link, caller, video_id, after_seq)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                yield message
+
+    def _away(self, caller: Caller, video_id: str) -> RegionLink | None:
+        """The home of a video where that is another region.
+
+        Raises:
+            OtherRegion: It is one that nobody has told of, or the call came from a gateway.
+        """
+        home = region_of(video_id)
+        if home is None or home == self._region:
+            return None
+        link = self._regions.link(home)
+        if link is None or caller.hops:
+            raise OtherRegion(home)
+        return link
+
+    async def _ask(self, link: RegionLink, ask: Callable[[str], Awaitable[T]]) -> T:
+        """The answer of the first of a region's gateways that gives one.
+
+        Raises:
+            Unavailable: None does: the video may well exist.
+            VideoNotFound: It does not.
+        """
+        for address in link.addresses:
+            try:
+                return await ask(address)
+            except PeerGone as error:
+                _log.info("region's gateway does not answer", region=link.region, cause=str(error))
+            except NotItsOwn as error:
+                raise VideoNotFound(str(error)) from None
+        raise _unreachable(link)
+
+    async def _relay(
+        self, link: RegionLink, caller: Caller, video_id: str, seq: int
+    ) -> AsyncGenerator[bytes]:
+        breaks = 0
+        while True:
+            addresses = link.addresses
+            if not addresses:
+                raise _unreachable(link)
+            address = addresses[breaks % len(addresses)]
+            relayed = self._peers.watch(address, caller, video_id, after_seq=seq)
+            try:
+                async with contextlib.aclosing(relayed):
+                    async for message in relayed:
+                        yield message
+                        seq, breaks = max(seq, seq_of_encoded(message)), 0
+            except NotItsOwn as error:
+                raise VideoNotFound(str(error)) from None
+            except PeerGone:
+                breaks += 1
+                if breaks > MAX_BREAKS:
+                    raise _unreachable(link) from None
+                await self._clock.sleep(BREAK_DELAY_S * breaks)
+            else:
+                return
+
+    # --- what is told of here ---
+
+    async def list_page(
+        self, caller: Caller, *, page_size: int, page_token: str, oldest_first: bool = False
+    ) -> tuple[list[video_pb2.Video], str]:
+        """See :meth:`gateway.application.VideoApplication.list_page`: this region's."""
+        return await self._home.list_page(
+            caller, page_size=page_size, page_token=page_token, oldest_first=oldest_first
+        )
+
+    def models(self) -> tuple[list[model_pb2.ModelInfo], str]:
+        """See :meth:`gateway.application.VideoApplication.models`."""
+        return self._home.models()
+
+    def regions(self) -> list[fleet_service_pb2.Region]:
+        """See :meth:`gateway.application.VideoApplication.regions`."""
+        (local,) = self._home.regions()
+        if self._regions.draining:
+            local.state = fleet_service_pb2.REGION_STATE_DRAINING
+        return [local, *self._regions.others()]
+
+    def ready(self) -> tuple[bool, str]:
+        """See :meth:`gateway.application.VideoApplication.ready`."""
+        if self._regions.draining:
+            return False, "drained by an operator"
+        return self._home.ready()
+
+    def loads(self) -> AsyncGenerator[peer_service_pb2.WatchLoadResponse]:
+        """See :meth:`gateway.application.VideoApplication.loads`."""
+        return self._loads.loads()
+
+
+def _unreachable(link: RegionLink) -> Unavailable:
+    return Unavailable(
+        f"region {link.region}, the video's home, cannot be reached now",
+        retry_after_s=RETRY_AFTER_S,
+    )
