@@ -47,11 +47,15 @@ def summarize(
 
 def says_the_same(old: region_pb2.RegionSummary, new: region_pb2.RegionSummary) -> bool:
     """Whether nothing changed but the figures that tell when it was made."""
+    return _timeless(old) == _timeless(new)
+
+
+def _timeless(summary: region_pb2.RegionSummary) -> region_pb2.RegionSummary:
     compared = region_pb2.RegionSummary()
-    compared.CopyFrom(new)
-    compared.fleet_version = old.fleet_version
-    compared.changed_at.CopyFrom(old.changed_at)
-    return compared == old
+    compared.CopyFrom(summary)
+    compared.ClearField("changed_at")
+    compared.fleet_version = 0
+    return compared
 
 
 def newest(summaries: Iterable[region_pb2.RegionSummary]) -> region_pb2.RegionSummary | None:
