@@ -206,6 +206,7 @@ async def _across_regions(
         peers=peers,
         loads=loads,
         clock=clock,
+        scope=core.scope,
     )
     return application, regions
 

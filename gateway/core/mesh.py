@@ -22,13 +22,14 @@ from reelmesh.v1 import (
 from gateway.application import ALL_FIT, Caller, Download
 from gateway.core.load import LoadReporter
 from gateway.core.videos import Videos
-from gateway.errors import OtherRegion, Unavailable, VideoNotFound
+from gateway.errors import GatewayError, OtherRegion, Unavailable, VideoNotFound
 from gateway.jobs.ids import region_of
 from gateway.output.wire import seq_of_encoded
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.regions.link import RegionLink
 from gateway.regions.regions import Regions
 from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
 
 T = TypeVar("T")
 
@@ -38,6 +39,9 @@ _log = structlog.get_logger("gateway.mesh")
 MAX_BREAKS: Final = 6
 BREAK_DELAY_S: Final = 0.2
 RETRY_AFTER_S: Final = 5.0
+# A region that was lost is back within minutes, or its jobs' deadlines end them.
+SUPERSEDE_FOR_S: Final = 900.0
+SUPERSEDE_EVERY_S: Final = 5.0
 
 
 class MeshVideos:
@@ -49,6 +53,7 @@ class MeshVideos:
         regions: What is known of the others.
         peers: Calls to their gateways.
         loads: What this region tells them.
+        scope: Owns what goes on after an answer.
     """
 
     def __init__(
@@ -60,7 +65,9 @@ class MeshVideos:
         peers: Peers,
         loads: LoadReporter,
         clock: Clock,
+        scope: TaskScope,
     ) -> None:
+        self._scope = scope
         self._region = region
         self._home = home
         self._regions = regions
@@ -80,6 +87,37 @@ class MeshVideos:
         unfit: Mapping[str, int] = ALL_FIT,
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
+        video = await self._create(caller, spec, options, streamed=streamed, unfit=unfit)
+        if options.supersedes and not caller.hops:
+            self._scope.spawn(
+                self._supersede(caller, options.supersedes), name="supersede", fatal=False
+            )
+        return video
+
+    async def _supersede(self, caller: Caller, video_id: str) -> None:
+        """Cancels the copy that a client left behind in a region it lost, once that is back."""
+        give_up_s = self._clock.monotonic() + SUPERSEDE_FOR_S
+        while self._clock.monotonic() < give_up_s:
+            try:
+                video = await self.cancel(caller, video_id)
+            except (VideoNotFound, OtherRegion):
+                return
+            except GatewayError as error:
+                _log.debug("copy not cancelled yet", job_id=video_id, cause=error.code)
+                await self._clock.sleep(SUPERSEDE_EVERY_S)
+            else:
+                _log.info("superseded copy", job_id=video_id, status=video.status)
+                return
+
+    async def _create(
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        *,
+        streamed: bool,
+        unfit: Mapping[str, int],
+    ) -> video_pb2.Video:
         elsewhere = None if caller.hops or unfit else self._elsewhere(spec, options)
         if elsewhere is not None:
             try:

@@ -82,7 +82,13 @@ async def open_region(tmp_path: Path, name: str) -> AsyncIterator[RegionUnderTes
             clock=clock,
         )
         application = MeshVideos(
-            region=name, home=gateway.videos, regions=regions, peers=peers, loads=loads, clock=clock
+            region=name,
+            home=gateway.videos,
+            regions=regions,
+            peers=peers,
+            loads=loads,
+            clock=clock,
+            scope=core.scope,
         )
         region = RegionUnderTest(name, gateway, application, regions, None)
         await region.listen()
