@@ -8,10 +8,12 @@ from typing import Any
 import grpc
 from grpc import aio
 
-# Internal clients ping this often, also without a call, so that a cut link is noticed
-# within seconds; servers must allow it, or they answer too_many_pings.
-PING_INTERVAL_MS = 1_000
-PING_TIMEOUT_MS = 2_000
+# Internal clients ping this often, also without a call, so that a cut link or a stopped
+# peer is noticed after the timeout and at most an interval more: 2.5 s. Servers must allow
+# it, or they answer too_many_pings. grpc's own threads ping and answer: a Python process
+# whose event loop is blocked is not taken for dead, nor does it take others for dead.
+PING_INTERVAL_MS = 750
+PING_TIMEOUT_MS = 1_750
 
 # One frame for a 256 KiB chunk instead of grpc's 16: a quarter less CPU per byte (measured).
 _MAX_FRAME_BYTES = 512 * 1024
