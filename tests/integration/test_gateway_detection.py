@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from reelmesh.v1 import control_plane_service_pb2
@@ -22,6 +23,7 @@ from tests.support.gateways import kinds, open_gateway
 # Keepalive's timeout and interval, and what a busy machine adds.
 NOTICED_S = 2.5 + 1.25
 DEADLINE_S = 20.0
+WATCHER = Path(__file__).parents[1] / "support" / "link_watcher.py"
 
 
 @contextlib.asynccontextmanager
@@ -98,10 +100,9 @@ class Watcher:
 @contextlib.asynccontextmanager
 async def watcher_of(*addresses):
     """A process with a link to each address."""
-    script = os.path.join(os.path.dirname(__file__), "..", "support", "link_watcher.py")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        script,
+        str(WATCHER),
         *addresses,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -19,8 +19,8 @@ from control_plane.store.memory import MemoryStore
 from control_plane.store.port import Put
 from reelkit.clock import SystemClock
 from reelkit.rpc import internal_channel
-from tests.support.fakeworker import FakeLauncher, Script, write_fake_model
-from tests.support.nodes import DEADLINE_S, node_config, running_node
+from tests.support.fakeworker import FakeLauncher, Script, fake_spec, write_fake_model
+from tests.support.nodes import DEADLINE_S, node_config, run_request, running_node
 
 KEYS = Keys(prefix="/reelmesh", region="ap")
 
@@ -156,6 +156,42 @@ async def test_the_node_moves_to_another_replica_with_its_lease(tmp_path, store)
             assert attachment.lease_id == lease_id
             await fleet.until(ready)
             assert fleet.removals == 0
+
+
+async def test_runs_go_on_while_control_planes_leave_one_after_the_other(tmp_path, store):
+    """Moved within a lease; and with none left the node serves on."""
+    lease_ttl_s = 5.0
+    async with contextlib.AsyncExitStack() as stack:
+        replicas = {}
+        for name in ("cp-0", "cp-1"):
+            ending = await stack.enter_async_context(contextlib.AsyncExitStack())
+            app = await ending.enter_async_context(
+                control_plane(store, name, lease_ttl_s=lease_ttl_s)
+            )
+            replicas[name] = (app, ending)
+        config = node_config(tmp_path, control_planes=[app.address for app, _ in replicas.values()])
+        async with running_node(config) as node:
+            attachment = node.app.attachment
+            await Fleet(next(iter(replicas.values()))[0].address).until(ready)
+            lease_id = attachment.lease_id
+            call = node.stub.Run(run_request(spec=fake_spec("slow", steps=20)))
+            await node.read_until(call, "progress")
+            held_by = attachment.replica_id
+            await replicas.pop(held_by)[1].aclose()
+
+            async def moved() -> None:
+                while attachment.replica_id == held_by:  # noqa: ASYNC110 - it tells nobody
+                    await asyncio.sleep(0.02)
+
+            await asyncio.wait_for(moved(), lease_ttl_s)
+            assert attachment.lease_id == lease_id
+            (_, last_ending) = replicas.popitem()[1]
+            await last_ending.aclose()
+            # The same stream, to its end.
+            events = await node.read_until(call, "completed")
+            assert [e.progress.step for e in events if e.HasField("progress")][-1] == 20
+            assert (await node.events(run_request("another")))[-1].HasField("completed")
+            assert node.app.board.current.state == node_pb2.NODE_STATE_READY
 
 
 async def test_a_dead_address_in_the_list_is_passed_over(tmp_path, store):

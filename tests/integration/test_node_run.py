@@ -20,6 +20,7 @@ from reelmesh.v1.node_service_pb2 import WatchStatusRequest
 
 from node_agent.service import SERVICE_NAME
 from reelkit.rpc import internal_channel
+from reelkit.tasks import TaskScope
 from tests.support.fakeworker import FakeLauncher, Script, fake_spec
 from tests.support.nodes import DEADLINE_S, kind_of, node_config, run_request, running_node
 
@@ -218,9 +219,9 @@ async def test_the_status_is_pushed_and_its_version_rises(node):
         states.update(worker.state for worker in status.workers)
         return bool(status.executions)
 
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(DEADLINE_S), TaskScope("test") as scope:
         await take()
-        running = asyncio.create_task(node.events(run_request(prompt="slow")))
+        running = scope.spawn(node.events(run_request(prompt="slow")), name="run")
         while not await take():
             pass
         while await take():
@@ -281,11 +282,11 @@ async def test_the_callers_trace_reaches_the_worker(node, monkeypatch):
 
 
 async def test_draining_finishes_what_runs_and_admits_nothing(tmp_path):
-    async with running_node(node_config(tmp_path)) as node:
+    async with running_node(node_config(tmp_path)) as node, TaskScope("test") as scope:
         await node.until_ready()
         running = node.stub.Run(run_request("a", prompt="slow"))
         await node.read_until(running, "started")
-        draining = asyncio.create_task(node.app.drain())
+        draining = scope.spawn(node.app.drain(), name="drain")
         await node.until(lambda s: s.state == node_pb2.NODE_STATE_DRAINING)
         (only,) = await node.responses(run_request("b"))
         assert only.busy.remaining_work_s >= 1

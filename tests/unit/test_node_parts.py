@@ -17,6 +17,7 @@ from node_agent.config import ENV_PREFIX, NodeConfig
 from node_agent.event_log import EventLog
 from node_agent.work import Speed, progress_fraction, work_units
 from reelkit.settings import ConfigError, load_settings
+from reelkit.tasks import TaskScope
 
 # --- event log ---
 
@@ -52,12 +53,13 @@ def test_nothing_follows_a_terminal_event():
 
 async def test_every_waiting_reader_is_woken_and_a_cancelled_one_harms_none():
     log = EventLog()
-    waiting = [asyncio.create_task(log.changed()) for _ in range(3)]
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    log.append(chunk(b"x"))
-    async with asyncio.timeout(5):
-        await asyncio.gather(*waiting[1:])
+    async with TaskScope("test") as scope:
+        waiting = [scope.spawn(log.changed(), name="reader") for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        log.append(chunk(b"x"))
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting[1:])
 
 
 # --- work ---

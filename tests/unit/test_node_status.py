@@ -15,6 +15,7 @@ from node_agent.slots import Execution
 from node_agent.status import StatusBoard, Wishes, node_state
 from node_agent.work import Speed
 from reelkit.clock import SystemClock
+from reelkit.tasks import TaskScope
 
 IDLE, DEAD = node_pb2.WORKER_STATE_IDLE, node_pb2.WORKER_STATE_DEAD
 STARTING, LOADING = node_pb2.WORKER_STATE_STARTING, node_pb2.WORKER_STATE_LOADING
@@ -80,18 +81,29 @@ def board() -> StatusBoard:
     return board
 
 
+@pytest.fixture
+async def scope():
+    async with TaskScope("test") as scope:
+        yield scope
+
+
+@pytest.fixture
+async def publishing(scope, board):
+    """Changes are published while the test runs."""
+    return scope.spawn(board.publish_changes(), name="status")
+
+
+@pytest.mark.usefixtures("publishing")
 async def test_many_changes_at_once_are_one_message(board):
-    publishing = asyncio.create_task(board.publish_changes())
     for _ in range(100):
         board.touch()
     async with asyncio.timeout(5):
         status = await board.next(1)
     assert status.version == 2
-    publishing.cancel()
 
 
+@pytest.mark.usefixtures("publishing")
 async def test_the_bytes_are_the_status(board):
-    publishing = asyncio.create_task(board.publish_changes())
     board.wish(cordoned=True)
     async with asyncio.timeout(5):
         status = await board.next(1)
@@ -102,27 +114,24 @@ async def test_the_bytes_are_the_status(board):
         await anext(frames)
     assert status.reason == "cordoned by an operator"
     assert status.free_slots == 0
-    publishing.cancel()
 
 
-async def test_a_watcher_that_is_cancelled_leaves_the_others(board):
-    publishing = asyncio.create_task(board.publish_changes())
-    leaving = asyncio.create_task(board.next(1))
-    staying = asyncio.create_task(board.next(1))
+@pytest.mark.usefixtures("publishing")
+async def test_a_watcher_that_is_cancelled_leaves_the_others(board, scope):
+    leaving = scope.spawn(board.next(1), name="leaving")
+    staying = scope.spawn(board.next(1), name="staying")
     await asyncio.sleep(0)
     leaving.cancel()
     board.touch()
     async with asyncio.timeout(5):
         assert (await staying).version == 2
-    publishing.cancel()
 
 
+@pytest.mark.usefixtures("publishing")
 async def test_an_overlong_reason_is_cut(board):
     board.wish(fault="x" * 10_000)
-    publishing = asyncio.create_task(board.publish_changes())
     async with asyncio.timeout(5):
         assert len((await board.next(1)).reason) == 500
-    publishing.cancel()
 
 
 def test_uncordoning_admits_again(board):
