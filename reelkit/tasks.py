@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -39,7 +40,12 @@ class TaskScope:
         self._closed = False
 
     def spawn(
-        self, coroutine: Coroutine[Any, Any, T], *, name: str, fatal: bool = True
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        *,
+        name: str,
+        fatal: bool = True,
+        context: contextvars.Context | None = None,
     ) -> asyncio.Task[T]:
         """Starts a task under this scope.
 
@@ -48,6 +54,7 @@ class TaskScope:
             name: Said in logs and in the task's own name.
             fatal: Whether its failure fails the scope. A task whose result somebody
                 awaits is spawned with ``fatal=False``: its awaiter sees the error.
+            context: What its context variables are; a copy of the caller's by default.
 
         Raises:
             RuntimeError: The scope is closed; the coroutine is closed unrun.
@@ -55,7 +62,9 @@ class TaskScope:
         if self._closed:
             coroutine.close()
             raise RuntimeError(f"task scope {self.name!r} is closed; {name!r} was not started")
-        task = asyncio.get_running_loop().create_task(coroutine, name=f"{self.name}/{name}")
+        task = asyncio.get_running_loop().create_task(
+            coroutine, name=f"{self.name}/{name}", context=context
+        )
         self._tasks.add(task)
         task.add_done_callback(self._reap_fatal if fatal else self._reap)
         return task

@@ -6,6 +6,7 @@ exported only where an OTLP endpoint is configured.
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Iterable, Mapping
 
 from opentelemetry import context as otel_context
@@ -68,6 +69,18 @@ def current_traceparent() -> str:
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier)
     return carrier.get("traceparent", "")
+
+
+def outliving_context() -> contextvars.Context:
+    """A copy of the current context, for work that goes on after the current span's end.
+
+    It has the span's ids, all that logs and later spans need, and not the span: with its
+    attributes and events that is 3 KB, kept for as long as the work lives.
+    """
+    context = contextvars.copy_context()
+    ids = trace.NonRecordingSpan(trace.get_current_span().get_span_context())
+    context.run(otel_context.attach, trace.set_span_in_context(ids))
+    return context
 
 
 def context_from(headers: Mapping[str, str]) -> otel_context.Context:

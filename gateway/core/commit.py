@@ -129,7 +129,7 @@ class Committer:
         try:
             standing = await self._settle_patiently(execution, record)
         except asyncio.CancelledError:
-            if execution.ended.is_set() and execution.record.artifact_key != key:
+            if execution.ended and execution.record.artifact_key != key:
                 self.discard(key)
             raise
         except Disowned:
@@ -219,7 +219,7 @@ class Committer:
             return
 
     def _tell_end(self, execution: Execution, standing: job_service_pb2.JobRecord) -> None:
-        first = not execution.ended.is_set()
+        first = not execution.ended
         execution.finish(standing)
         if first:
             video = execution.record.video

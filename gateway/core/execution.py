@@ -14,6 +14,10 @@ from gateway.jobs.records import last_attempt, terminal_event
 from gateway.output.event_log import EventLog
 
 
+def _nobody(*_args: object) -> None:
+    """Whom a job tells that has nobody to tell."""
+
+
 class Disowned(Exception):  # noqa: N818 - named for what happened
     """Another gateway owns the job now; what this one does for it counts no more."""
 
@@ -42,8 +46,8 @@ class Execution:
     """Its record stands, or it was decided that it has none; nothing ends before."""
     adopted_from: NodeLink | None = None
     """The node that still runs it for a former owner."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    on_running: Callable[[], None] = lambda: None
+    ended: bool = False
+    on_running: Callable[[], None] = _nobody
     """Called when a node has begun to work on it."""
 
     @property
@@ -71,7 +75,7 @@ class Execution:
 
     def set_status(self, status: video_pb2.VideoStatus.ValueType) -> None:
         """Says whether it waits or runs; nothing once it has ended."""
-        if self.ended.is_set():
+        if self.ended:
             return
         if status == video_pb2.VIDEO_STATUS_RUNNING != self.record.video.status:
             self.on_running()
@@ -98,14 +102,24 @@ class Execution:
 
     def finish(self, standing: job_service_pb2.JobRecord) -> None:
         """Takes the terminal record that stands and tells all readers."""
-        if self.ended.is_set():
+        if self.ended:
             return
         self.record = standing
         self.progress_percent = standing.video.progress_percent
-        self.ended.set()
+        self.ended = True
         event = terminal_event(standing.video, last_attempt(standing))
         if event is not None:
             self.log.finish(event)
+
+    def let_go(self) -> None:
+        """Drops what only a job that runs needs; call it when its task has ended.
+
+        These refer back to the execution (the task by its traceback), so that an ended job
+        would stay in memory until a garbage collection comes by, however soon it is deleted.
+        """
+        self.task = None
+        self.on_running = _nobody
+        self.log.on_readers = _nobody
 
     def video(self) -> video_pb2.Video:
         """The video as it now stands."""

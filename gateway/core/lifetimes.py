@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -62,7 +62,9 @@ class Lifetimes:
         self._client_grace_s = client_grace_s
         self._linger_s = linger_s
         self._executions: dict[str, Execution] = {}
-        self._lingering: deque[tuple[float, str]] = deque()
+        # Until when, by id, in that order: all linger equally long. (A dict whose first entries
+        # are taken one by one is searched from its old beginning each time.)
+        self._lingering: OrderedDict[str, float] = OrderedDict()
         self._pruning = False
         self._live = 0
         self._idle = asyncio.Event()
@@ -88,6 +90,7 @@ class Lifetimes:
     def forget(self, video_id: str) -> None:
         """Drops a deleted one; those who read it read on."""
         self._executions.pop(video_id, None)
+        self._lingering.pop(video_id, None)
 
     # --- a life ---
 
@@ -113,6 +116,11 @@ class Lifetimes:
     async def _supervise(self, execution: Execution) -> None:
         try:
             await self._runner.run(execution)
+        except asyncio.CancelledError as cancelled:
+            # The task keeps it, with each frame of its traceback, and some refer to the task:
+            # a circle that holds all of the job until a garbage collection comes by.
+            cancelled.__traceback__ = None
+            raise
         except Disowned:
             self.disown(execution)
         except Exception:  # noqa: BLE001 - the supervisor of jobs: one job's bug ends that job
@@ -124,7 +132,7 @@ class Lifetimes:
     ) -> None:
         """Makes a job terminal; a store that fails is asked again until the job has ended."""
         delay_s = _STORE_FIRST_DELAY_S
-        while not execution.ended.is_set():
+        while not execution.ended:
             try:
                 await write()
             except Disowned:
@@ -137,7 +145,7 @@ class Lifetimes:
     def disown(self, execution: Execution) -> None:
         """Stops to own a job whose record says another: its run and its readers move on."""
         _log.info("job has another owner", job_id=execution.video_id)
-        execution.ended.set()
+        execution.ended = True
         execution.log.abandon()
         if self._executions.get(execution.video_id) is execution:
             del self._executions[execution.video_id]
@@ -154,13 +162,13 @@ class Lifetimes:
 
     def _note_running(self, execution: Execution) -> None:
         """Has the record say that it runs, and where, if it still does in a while."""
-        if not execution.ended.is_set() and not self._closed:
+        if not execution.ended and not self._closed:
             self._scope.spawn(self._note_later(execution), name=f"note/{execution.video_id}")
 
     async def _note_later(self, execution: Execution) -> None:
         # Most small videos are done by then, and cost the records no further write.
         await self._clock.sleep(_NOTE_AFTER_S)
-        if not execution.ended.is_set() and not self._closed:
+        if not execution.ended and not self._closed:
             self._committer.note(execution)
 
     def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
@@ -172,7 +180,9 @@ class Lifetimes:
         if execution.grace is not None:
             execution.grace.cancel()
             execution.grace = None
-        self._lingering.append((self._clock.monotonic() + self._linger_s, execution.video_id))
+        execution.let_go()
+        if self._executions.get(execution.video_id) is execution:
+            self._lingering[execution.video_id] = self._clock.monotonic() + self._linger_s
         self._prune()
         if self._lingering and not self._pruning and not self._closed:
             self._pruning = True
@@ -181,15 +191,19 @@ class Lifetimes:
     async def _prune_in_time(self) -> None:
         """Drops each when its time has come, until there is none: no request need come."""
         while self._lingering:
-            await self._clock.sleep(max(self._lingering[0][0] - self._clock.monotonic(), 0.0))
+            first_s = next(iter(self._lingering.values()))
+            await self._clock.sleep(max(first_s - self._clock.monotonic(), 0.0))
             self._prune()
         self._pruning = False
 
     def _prune(self) -> None:
         """Drops those that ended long enough ago."""
         now_s = self._clock.monotonic()
-        while self._lingering and self._lingering[0][0] <= now_s:
-            self._executions.pop(self._lingering.popleft()[1], None)
+        while self._lingering:
+            video_id, until_s = next(iter(self._lingering.items()))
+            if until_s > now_s:
+                return
+            self.forget(video_id)
 
     async def _expire(self, execution: Execution, left_s: float) -> None:
         await self._clock.sleep(left_s)
@@ -227,7 +241,7 @@ class Lifetimes:
             execution.grace = None
 
     def _readers_changed(self, execution: Execution, readers: int) -> None:
-        if execution.keep or execution.ended.is_set():
+        if execution.keep or execution.ended:
             return
         if readers and execution.grace is not None:
             execution.grace.cancel()
@@ -254,7 +268,7 @@ class Lifetimes:
         await asyncio.wait([waiting, timer], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         timer.cancel()
-        left = [e for e in self._executions.values() if not e.ended.is_set()]
+        left = [e for e in self._executions.values() if not e.ended]
         if left:
             _log.warning("jobs given up", jobs=len(left))
         for execution in left:
