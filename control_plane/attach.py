@@ -79,7 +79,8 @@ class NodeAttachment:
             desired=self._desired,
             health=self._health,
         )
-        await stream.open()
+        async with self._leasing.opening:
+            await stream.open()
         with self._desired.waking(stream.wake):
             async with contextlib.aclosing(stream.run(requests)) as responses:
                 async for response in responses:

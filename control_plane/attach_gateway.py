@@ -49,7 +49,8 @@ class GatewayAttachment:
             leasing=self._leasing,
             streams=self.streams,
         )
-        await stream.open()
+        async with self._leasing.opening:
+            await stream.open()
         async with contextlib.aclosing(stream.run(requests)) as responses:
             async for response in responses:
                 yield response

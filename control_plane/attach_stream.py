@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from control_plane.errors import ControlPlaneError, InvalidRequestError, NotReadyError
 from control_plane.leased_record import LeasedRecord
-from control_plane.session import Session
+from control_plane.session import Session, Waiting
 from control_plane.store.port import Put, Store
 from control_plane.store.writer import FencedWriter
 from reelkit.clock import Clock
@@ -29,6 +29,9 @@ Req = TypeVar("Req")
 Resp = TypeVar("Resp")
 
 HELLO_TIMEOUT_S = 10.0
+# More at once make each of them slower than its deadline, and after a restart of the control
+# plane the whole region comes at once: the others wait for their turn.
+MAX_OPENING = 64
 # gRPC delivers a break of the connection as an end of the requests first, and cancels
 # the call right after it; a true end is not followed by that.
 END_PAUSE_S = 0.1
@@ -43,6 +46,11 @@ class Leasing:
     clock: Clock
     ttl_s: float
     on_lost_lease: Callable[[], None] = lambda: None
+    opening: asyncio.Semaphore = dataclasses.field(
+        default_factory=lambda: asyncio.Semaphore(MAX_OPENING)
+    )
+    """Held while a record is put in the store for the first time."""
+    waiting: Waiting = dataclasses.field(default_factory=Waiting)
 
     def record(self, key: str) -> LeasedRecord:
         """The record at ``key``, not claimed yet."""
@@ -90,6 +98,7 @@ class AttachStream(abc.ABC, Generic[Req, Resp]):
             also=also,
             on_new_lease=self._note_lease,
             on_lost_lease=leasing.on_lost_lease,
+            waiting=leasing.waiting,
         )
         self._name = name
         self._clock = leasing.clock

@@ -17,6 +17,26 @@ _log = structlog.get_logger("control_plane.session")
 RETRY_DELAY_S = 1.0
 
 
+class Waiting:
+    """Which records wait for the store now; says so once an outage, not once a try."""
+
+    def __init__(self) -> None:
+        self._keys: set[str] = set()
+
+    def begin(self, key: str, error: StoreError) -> None:
+        """The store would not take the record."""
+        if not self._keys:
+            _log.info("records wait for the store", first=key, error=str(error))
+        self._keys.add(key)
+
+    def end(self, key: str) -> None:
+        """It took it, or nobody wishes it any more."""
+        if key in self._keys:
+            self._keys.remove(key)
+            if not self._keys:
+                _log.info("no record waits for the store any more", last=key)
+
+
 class Session:
     """Keeps a record in step with reports, while its stream stands.
 
@@ -33,8 +53,10 @@ class Session:
         also: Sequence[Put] = (),
         on_new_lease: Callable[[], None],
         on_lost_lease: Callable[[], None],
+        waiting: Waiting | None = None,
     ) -> None:
         self.record = record
+        self._waiting = waiting or Waiting()
         self._clock = clock
         self._also = also
         self._on_new_lease = on_new_lease
@@ -73,6 +95,12 @@ class Session:
         Raises:
             SupersededError: Another stream holds the record now.
         """
+        try:
+            await self._keep()
+        finally:
+            self._waiting.end(self.record.key)
+
+    async def _keep(self) -> None:
         while True:
             await self._work.wait()
             self._work.clear()
@@ -81,9 +109,10 @@ class Session:
                 continue
             try:
                 await self._bring_up_to_date()
+                self._waiting.end(self.record.key)
             except StoreError as error:
                 # Whatever the store says, a node that serves is not sent away for it.
-                _log.info("record waits for the store", key=self.record.key, error=str(error))
+                self._waiting.begin(self.record.key, error)
                 await self._clock.sleep(RETRY_DELAY_S)
                 self._work.set()
 

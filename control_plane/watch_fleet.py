@@ -15,6 +15,8 @@ from reelkit.clock import Clock
 # A watcher may come from a replica that is ahead by a few milliseconds.
 CATCH_UP_S = 2.0
 FIRST_READ_S = 5.0
+# A thousand changes a second are no more than a hundred messages to each watcher.
+COALESCE_S = 0.01
 
 
 class FleetWatchers:
@@ -55,18 +57,16 @@ class FleetWatchers:
         snapshot_due_s = self._clock.monotonic() + self._resnapshot_s
         with self._counted():
             while not self._stopping:
-                deltas = view.since(version) if epoch == view.epoch else None
-                if deltas is None or self._clock.monotonic() >= snapshot_due_s:
+                news = view.since(version) if epoch == view.epoch else None
+                if news is None or self._clock.monotonic() >= snapshot_due_s:
                     version, epoch = view.version, view.epoch
                     snapshot_due_s = self._clock.monotonic() + self._resnapshot_s
                     yield view.snapshot()
-                elif deltas:
-                    for delta in deltas:
-                        # The watcher may be slow here: look again before each.
-                        if epoch != view.epoch:
-                            break
-                        version = delta.version
-                        yield delta
+                elif news.delta.ByteSize():
+                    version = news.version
+                    yield news
+                    # What comes in the meantime shares the next message.
+                    await asyncio.sleep(COALESCE_S)
                 else:
                     version = view.version
                     if not await self._changes_soon():

@@ -182,7 +182,7 @@ async def test_a_replica_that_stops_sends_its_clients_elsewhere(etcd):
             assert beyond.removed == []
 
 
-async def test_a_slow_watcher_is_given_a_snapshot_and_holds_up_nobody():
+async def test_a_slow_watcher_is_given_the_rest_at_once_and_holds_up_nobody():
     """It stops reading while the fleet changes far beyond the history and gRPC's buffers."""
     record = cp.NodeRecord(node_id="n", region=REGION, reason="x" * 12_000)
     last = 2_000
@@ -209,7 +209,8 @@ async def test_a_slow_watcher_is_given_a_snapshot_and_holds_up_nobody():
                 kinds.append(response.WhichOneof("message"))
                 for node in (*response.snapshot.nodes, *response.delta.upserted_nodes):
                     pid = node.pid
-        assert kinds.count("snapshot") == 1
+        # In one delta, or a snapshot where the history does not reach back so far.
+        assert kinds.count("snapshot") <= 1
         assert len(kinds) < last / 2
 
 

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 
 import pytest
+from structlog.testing import capture_logs
 
 from control_plane.errors import StoreUnavailableError, SupersededError
 from control_plane.leased_record import LeasedRecord
-from control_plane.session import Session
+from control_plane.session import Session, Waiting
 from control_plane.store.memory import MemoryStore
 from control_plane.store.port import Put
 from control_plane.store.writer import FencedWriter
@@ -25,11 +26,11 @@ class Bench:
         self.new_leases = 0
         self.lost_leases = 0
 
-    def record(self) -> LeasedRecord:
+    def record(self, key: str = KEY) -> LeasedRecord:
         writer = FencedWriter(self.store, prefix="/w/", clock=self.clock)
-        return LeasedRecord(store=self.store, writer=writer, clock=self.clock, key=KEY, ttl_s=TTL_S)
+        return LeasedRecord(store=self.store, writer=writer, clock=self.clock, key=key, ttl_s=TTL_S)
 
-    def session(self, *, also=()) -> Session:
+    def session(self, *, also=(), key: str = KEY, waiting: Waiting | None = None) -> Session:
         def note_new() -> None:
             self.new_leases += 1
 
@@ -37,11 +38,12 @@ class Bench:
             self.lost_leases += 1
 
         return Session(
-            self.record(),
+            self.record(key),
             clock=self.clock,
             also=also,
             on_new_lease=note_new,
             on_lost_lease=note_lost,
+            waiting=waiting,
         )
 
     async def value(self) -> bytes | None:
@@ -131,6 +133,28 @@ async def test_the_newest_report_wins_after_an_outage(bench):
         assert await bench.value() == b"3"
         assert not task.done()
     assert bench.lost_leases == 0
+
+
+async def test_an_outage_is_told_once_whatever_its_length_and_however_many_wait(bench):
+    waiting = Waiting()
+    sessions = [bench.session(key=f"{KEY}{number}", waiting=waiting) for number in range(3)]
+    with capture_logs() as logs:
+        async with contextlib.AsyncExitStack() as stack:
+            for session in sessions:
+                await session.open(b"1", lease_id=0)
+                await stack.enter_async_context(kept(session))
+            bench.store.set_available(available=False)
+            for session in sessions:
+                session.report(b"2")
+            for _ in range(5):
+                await bench.turn()
+                await bench.clock.advance(1)
+            bench.store.set_available(available=True)
+            await bench.clock.advance(1)
+            await bench.turn()
+            assert (await bench.store.get(f"{KEY}2")).value == b"2"
+    told = [entry["event"] for entry in logs if "wait" in entry["event"]]
+    assert told == ["records wait for the store", "no record waits for the store any more"]
 
 
 async def test_an_agent_that_went_silent_in_an_outage_is_not_renewed_after_it(bench):

@@ -73,14 +73,41 @@ def fleet_of(view: FleetView) -> dict[str, int]:
 # The view
 
 
-def test_deltas_after_a_version_are_those_that_came_later():
+def test_what_came_after_a_version_is_one_delta():
     view = view_at(10, node("a", 10))
     view.apply(change(12, node("b", 12)))
+    view.apply(change(14, node("b", 14, pid=2), model("m", 14)))
     view.apply(change(15, deleted=[KEYS.node("a")]))
-    assert [delta.version for delta in view.since(10)] == [12, 15]
-    assert [delta.version for delta in view.since(12)] == [15]
-    assert view.since(15) == []
-    assert list(view.since(12)[0].delta.removed_node_ids) == ["a"]
+    news = view.since(10)
+    assert news.version == 15
+    assert [(n.node_id, n.pid) for n in news.delta.upserted_nodes] == [("b", 2)]
+    assert [m.manifest_sha256 for m in news.delta.upserted_models] == ["m"]
+    assert list(news.delta.removed_node_ids) == ["a"]
+    assert list(view.since(14).delta.removed_node_ids) == ["a"]
+    assert not view.since(14).delta.upserted_nodes
+    assert view.since(15).delta.ByteSize() == 0
+
+
+def test_a_node_that_left_and_came_back_is_there():
+    view = view_at(10, node("a", 10))
+    view.apply(change(11, deleted=[KEYS.node("a")]))
+    view.apply(change(12, node("a", 12, pid=7)))
+    delta = view.since(10).delta
+    assert [n.pid for n in delta.upserted_nodes] == [7]
+    assert not delta.removed_node_ids
+
+
+def test_ready_nodes_are_counted_as_they_come_turn_and_go():
+    ready, lost = node_pb2.NODE_STATE_READY, node_pb2.NODE_STATE_UNHEALTHY
+    view = view_at(10, node("a", 10, state=ready), node("b", 10, state=lost))
+    assert view.ready_node_count == 1
+    view.apply(change(11, node("a", 11, state=lost), node("b", 11, state=ready)))
+    view.apply(change(12, node("c", 12, state=ready)))
+    assert view.ready_node_count == 2
+    view.apply(change(13, deleted=[KEYS.node("b")]))
+    assert view.ready_node_count == 1
+    view.apply(snapshot(5))
+    assert view.ready_node_count == 0
 
 
 @pytest.mark.parametrize("version", [0, 9, 16, 1_000])
@@ -95,14 +122,14 @@ def test_the_history_is_bounded_and_forgets_from_its_end():
     for revision in range(2, 8):
         view.apply(change(revision, node("a", revision, pid=revision)))
     assert view.since(3) is None
-    assert [delta.version for delta in view.since(4)] == [5, 6, 7]
+    assert [n.pid for n in view.since(4).delta.upserted_nodes] == [7]
 
 
 def test_what_did_not_change_is_no_delta_but_moves_the_version():
     view = view_at(10, node("a", 10), model("m", 10))
     view.apply(change(11, node("a", 11), model("m", 11), deleted=[KEYS.node("never there")]))
     assert view.version == 11
-    assert view.since(10) == []
+    assert view.since(10).delta.ByteSize() == 0
 
 
 def test_a_restore_voids_the_history():
@@ -158,12 +185,10 @@ def test_a_gateway_that_looks_now_and_then_always_has_the_fleet_of_its_version(s
             view.apply(snapshot(revision, node(name, revision, pid=number)))
         else:
             gateway, epoch = gateways[number]
-            deltas = view.since(gateway.version) if epoch[0] == view.epoch else None
-            for response in [view.snapshot()] if deltas is None else deltas:
-                gateway.take(response)
+            news = view.since(gateway.version) if epoch[0] == view.epoch else None
+            gateway.take(view.snapshot() if news is None else news)
             epoch[0] = view.epoch
             assert gateway.nodes == fleet_of(view)
-            assert len(deltas or []) <= 4
 
 
 # Watchers
@@ -180,7 +205,7 @@ async def next_of(responses):
         return await anext(responses)
 
 
-async def test_a_watcher_gets_a_snapshot_then_each_delta():
+async def test_a_watcher_gets_a_snapshot_then_deltas():
     view = view_at(10, node("a", 10))
     responses = watchers_of(view).serve(cp.WatchFleetRequest())
     async with contextlib.aclosing(responses):
@@ -188,9 +213,14 @@ async def test_a_watcher_gets_a_snapshot_then_each_delta():
         assert first.version == 10
         assert [n.node_id for n in first.snapshot.nodes] == ["a"]
         view.apply(change(11, node("b", 11)))
-        view.apply(change(12, deleted=[KEYS.node("a")]))
         assert [n.node_id for n in (await next_of(responses)).delta.upserted_nodes] == ["b"]
-        assert list((await next_of(responses)).delta.removed_node_ids) == ["a"]
+        # A burst is one message.
+        view.apply(change(12, deleted=[KEYS.node("a")]))
+        view.apply(change(13, node("c", 13)))
+        burst = await next_of(responses)
+        assert burst.version == 13
+        assert list(burst.delta.removed_node_ids) == ["a"]
+        assert [n.node_id for n in burst.delta.upserted_nodes] == ["c"]
 
 
 async def test_a_quiet_watch_beats_with_the_version_it_is_at():
@@ -236,13 +266,13 @@ async def test_a_watcher_that_was_too_slow_gets_a_snapshot():
     assert response.snapshot.nodes[0].pid == 19
 
 
-async def test_a_restore_in_the_middle_of_deltas_stops_them():
+async def test_a_restore_between_deltas_is_a_snapshot():
     view = view_at(10)
     responses = watchers_of(view).serve(cp.WatchFleetRequest(after_version=10))
     async with contextlib.aclosing(responses):
         for revision in (11, 12, 13):
             view.apply(change(revision, node("a", revision, pid=revision)))
-        assert (await next_of(responses)).version == 11
+        assert (await next_of(responses)).version == 13
         view.apply(snapshot(5, node("restored", 5)))
         response = await next_of(responses)
     assert response.version == 5
