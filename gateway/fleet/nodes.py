@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 from reelmesh.v1 import control_plane_service_pb2, model_pb2
 
-from gateway.fleet.candidates import Candidates, candidates
+from gateway.fleet.candidates import Candidates, Sight, candidates
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.placement import ModelKey, NodeView
 from gateway.validation.request import Catalog
@@ -53,16 +53,20 @@ class Fleet:
         self._unlisted: set[str] = set()
         self._models: dict[ModelKey, model_pb2.ModelInfo] = {}
         self._catalog: Catalog | None = None
+        self._sights: dict[str, Sight] = {}
         self._candidates: Candidates | None = None
         self._own_eyes = False
         self._word_until_s: float | None = None
+        self._word_holds = True
         self.heard = False
         """Whether a control plane has ever told what the fleet is."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after anything that may let a job be placed."""
 
     def _changed(self) -> None:
+        """Everything may be different."""
         self._catalog = None
+        self._sights.clear()
         self._candidates = None
         self.on_change()
 
@@ -134,7 +138,14 @@ class Fleet:
             return
         if not link.connected and node_id in self._unlisted:
             self._drop(node_id)
-        self._changed()
+            self._changed()
+            return
+        # A status comes with every step of every run: what it seldom changes is kept.
+        if self._sights.get(node_id) != self._see(link):
+            self._sights.pop(node_id, None)
+            self._candidates = None
+        self._catalog = None
+        self.on_change()
 
     # --- what others ask ---
 
@@ -157,16 +168,18 @@ class Fleet:
 
     def _judge(self, now_s: float) -> Candidates:
         """Who may get work; figured anew after a change and when a time has come."""
+        word_holds = self._word_until_s is None or now_s < self._word_until_s
+        if word_holds != self._word_holds:
+            self._word_holds = word_holds
+            self._sights.clear()
+            self._candidates = None
         found = self._candidates
         if found is not None and now_s < found.until_s:
             return found
-        word_until_s = self._word_until_s
-        word_holds = word_until_s is None or now_s < word_until_s
-        sights = [
-            link.sight(listed=node_id not in self._unlisted, word_holds=word_holds)
-            for node_id, link in self._links.items()
-        ]
-        self._candidates = found = candidates(sights, now_s)
+        for node_id, link in self._links.items():
+            if node_id not in self._sights:
+                self._sights[node_id] = self._see(link)
+        self._candidates = found = candidates(self._sights.values(), now_s)
         if found.own_eyes != self._own_eyes:
             self._own_eyes = found.own_eyes
             _log.warning(
@@ -175,6 +188,9 @@ class Fleet:
                 else "what the control plane says of nodes is believed again"
             )
         return found
+
+    def _see(self, link: NodeLink) -> Sight:
+        return link.sight(listed=link.node_id not in self._unlisted, word_holds=self._word_holds)
 
     def _open_links(self) -> list[NodeLink]:
         """Those that may get work."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from reelmesh.v1 import node_pb2
 
 from node_agent.fake_gpus import FakeGpus
-from tests.support.nodes import kind_of, node_config, run_request, running_node
+from node_agent.service import SERVICE_NAME
+from reelkit.rpc import internal_channel
+from tests.support.nodes import DEADLINE_S, kind_of, node_config, run_request, running_node
 
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 QUICK = {"every_s": 0.02, "timeout_s": 0.2}
 
 
@@ -51,6 +56,13 @@ async def test_a_fatal_xid_makes_the_node_unhealthy_with_its_reason(tmp_path):
         assert "cuda:0: XID error 79" in status.reason
         assert list(status.devices[0].xid_errors) == [79]
         assert status.free_slots == 0
+        async with internal_channel(node.app.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
+            answers = stub.Watch(request)
+            async with asyncio.timeout(DEADLINE_S):
+                while (await answers.read()).status != NOT_SERVING:
+                    pass
         (answer,) = await node.responses(run_request())
         assert answer.HasField("busy")
 
