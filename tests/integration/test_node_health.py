@@ -7,11 +7,12 @@ import contextlib
 
 import pytest
 from reelmesh.v1 import node_pb2
+from reelmesh.v1.node_service_pb2 import RunRequest
 
 from control_plane.store.memory import MemoryStore
 from reelkit.clock import SystemClock
 from tests.support.controlplanes import running, watcher
-from tests.support.fakenode import MODEL, break_off, busy, fail, finish, held, silent
+from tests.support.fakenode import MODEL, FakeRun, break_off, busy, fail, finish, held, silent
 from tests.support.faultproxy import FaultProxy
 from tests.support.healthnodes import QUICK, HealthNode, attached, quick_canary
 
@@ -164,7 +165,7 @@ async def test_a_busy_node_is_not_tried(store):
         node.script.append(job)
         async with attached(app.address, node):
             await until(fleet, READY)
-            node.live["somebodys-job"] = type("R", (), {"request": type("Q", (), {"epoch": 1})})()
+            node.live["somebodys-job"] = FakeRun(RunRequest(job_id="somebodys-job"), None)
             await node.push()
             runs_before = len(node.runs)
             await fleet.heartbeats(6)

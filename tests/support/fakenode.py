@@ -1,7 +1,10 @@
 """A node agent made up: the real NodeService on a free port, doing what a test scripts.
 
 Each run takes the next of ``node.script``, else ``node.default``. The node keeps its
-status as a real one does (executions, free slots, pushed on change).
+status as a real one does (executions, free slots, pushed on change), and its rules of who
+may run, attach and stop (``tests/integration/test_node_run.py`` holds the real one to
+them). Unlike a real one it goes on only while somebody reads, and lets go of a run with
+its last reader unless told otherwise (``keeps``).
 """
 # ruff: noqa: N802, ARG002 - methods are named and called as the service says
 
@@ -9,23 +12,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 
-import grpc
 from grpc import aio
+from grpc_status import rpc_status
 from reelmesh.v1 import (
     control_plane_service_pb2,
     model_pb2,
     node_pb2,
     node_service_pb2,
-    video_pb2,
 )
 from reelmesh.v1.node_service_pb2_grpc import NodeServiceServicer, add_NodeServiceServicer_to_server
 
+from node_agent.errors import StaleOwnerError, to_status
 from reelkit.rpc import listen, server_options
+from tests.support.fakeruns import (
+    VIDEO,
+    FakeRun,
+    Script,
+    break_off,
+    busy,
+    fail,
+    finish,
+    held,
+    silent,
+)
+
+__all__ = [
+    "MODEL",
+    "VIDEO",
+    "FakeNode",
+    "FakeRun",
+    "Script",
+    "break_off",
+    "busy",
+    "fail",
+    "finish",
+    "held",
+    "serve_node",
+    "silent",
+]
 
 MODEL = model_pb2.ModelInfo(
     name="fake-wan",
@@ -56,168 +83,22 @@ MODEL = model_pb2.ModelInfo(
     max_prompt_chars=2_000,
 )
 
-VIDEO = bytes(range(256)) * 40
-
-
-@dataclass
-class FakeRun:
-    """One call of Run, for scripts and for tests that steer it."""
-
-    request: node_service_pb2.RunRequest
-    context: object
-    go: asyncio.Event = field(default_factory=asyncio.Event)
-    """What :func:`held` waits for."""
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set by Cancel."""
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    n: int = 0
-    offset: int = 0
-
-    def event(self, **event: object) -> node_service_pb2.RunResponse:
-        """The next numbered event."""
-        self.n += 1
-        return node_service_pb2.RunResponse(
-            event=node_service_pb2.NodeEvent(attempt=self.request.attempt, n=self.n, **event)
-        )
-
-    def accepted(self) -> node_service_pb2.RunResponse:
-        return node_service_pb2.RunResponse(
-            event=node_service_pb2.NodeEvent(
-                attempt=self.request.attempt, accepted=node_service_pb2.Accepted()
-            )
-        )
-
-    def started(self, node_id: str = "node") -> node_service_pb2.RunResponse:
-        started = video_pb2.StartedEvent(
-            region="ap", node=node_id, attempt=self.request.attempt, model_version="1"
-        )
-        return self.event(started=started)
-
-    def progress(self, step: int, total: int = 4) -> node_service_pb2.RunResponse:
-        progress = video_pb2.ProgressEvent(
-            step=step, total_steps=total, stage=video_pb2.STAGE_DENOISE
-        )
-        return self.event(progress=progress)
-
-    def chunk(self, data: bytes) -> node_service_pb2.RunResponse:
-        chunk = video_pb2.ChunkEvent(attempt=self.request.attempt, offset=self.offset, data=data)
-        self.offset += len(data)
-        return self.event(chunk=chunk)
-
-    def completed(self, data: bytes) -> node_service_pb2.RunResponse:
-        spec = self.request.spec
-        completed = video_pb2.CompletedEvent(
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-            num_frames=spec.num_frames,
-            fps=spec.fps,
-            width=spec.width,
-            height=spec.height,
-            seed=spec.seed,
-            model=spec.model,
-            model_version=spec.model_version,
-            attempt=self.request.attempt,
-            gpu_seconds=0.5,
-        )
-        return self.event(completed=completed)
-
-
-Script = Callable[[FakeRun], AsyncIterator[node_service_pb2.RunResponse]]
-
-
-def finish(data: bytes = VIDEO, *, piece: int = 1024) -> Script:
-    """Draws the whole video at once."""
-
-    async def script(run: FakeRun) -> AsyncIterator[node_service_pb2.RunResponse]:
-        yield run.accepted()
-        yield run.started()
-        yield run.progress(4)
-        for start in range(0, len(data), piece):
-            yield run.chunk(data[start : start + piece])
-        yield run.completed(data)
-
-    return script
-
-
-def held(data: bytes = VIDEO, *, before: int = 0, piece: int = 1024) -> Script:
-    """Starts, sends ``before`` pieces and waits for ``run.go`` or a cancel."""
-
-    async def script(run: FakeRun) -> AsyncIterator[node_service_pb2.RunResponse]:
-        yield run.accepted()
-        yield run.started()
-        yield run.progress(1)
-        for start in range(0, before * piece, piece):
-            yield run.chunk(data[start : start + piece])
-        waits = [asyncio.ensure_future(run.go.wait()), asyncio.ensure_future(run.cancelled.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if run.cancelled.is_set():
-            yield run.event(cancelled=video_pb2.CancelledEvent(reason="client"))
-            return
-        for start in range(before * piece, len(data), piece):
-            yield run.chunk(data[start : start + piece])
-        yield run.completed(data)
-
-    return script
-
-
-def break_off(
-    data: bytes = VIDEO,
-    *,
-    after: int = 2,
-    piece: int = 1024,
-    code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
-) -> Script:
-    """Sends ``after`` pieces, then the stream breaks."""
-
-    async def script(run: FakeRun) -> AsyncIterator[node_service_pb2.RunResponse]:
-        yield run.started()
-        for start in range(0, after * piece, piece):
-            yield run.chunk(data[start : start + piece])
-        await run.context.abort(code, "scripted")
-
-    return script
-
-
-def fail(code: str = "worker_died", *, retryable: bool = True) -> Script:
-    """Starts and fails."""
-
-    async def script(run: FakeRun) -> AsyncIterator[node_service_pb2.RunResponse]:
-        yield run.started()
-        failed = video_pb2.FailedEvent(code=code, message="scripted", retryable=retryable)
-        yield run.event(failed=failed)
-
-    return script
-
-
-def busy() -> Script:
-    """Refuses."""
-
-    async def script(_run: FakeRun) -> AsyncIterator[node_service_pb2.RunResponse]:
-        yield node_service_pb2.RunResponse(busy=node_service_pb2.Busy(remaining_work_s=3))
-
-    return script
-
-
-def silent() -> Script:
-    """Says nothing until the caller gives up."""
-
-    async def script(_run: FakeRun) -> AsyncIterator[node_service_pb2.RunResponse]:
-        await asyncio.Event().wait()
-        yield node_service_pb2.RunResponse()
-
-    return script
-
 
 class FakeNode(NodeServiceServicer):
     """See the module; start it with :func:`serve_node`."""
 
-    def __init__(self, node_id: str, *, slots: int = 2, units_per_second: float = 10.0) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        *,
+        slots: int = 2,
+        units_per_second: float = 10.0,
+        keeps: bool = False,
+    ) -> None:
         self.node_id = node_id
         self.slots = slots
+        self.keeps = keeps
+        """A run that nobody reads any more is kept, for another owner to attach."""
         self.address = ""
         self.state = node_pb2.NODE_STATE_READY
         self.remaining_work_s = 0.0
@@ -228,6 +109,10 @@ class FakeNode(NodeServiceServicer):
         self.default: Script = finish()
         self.runs: list[FakeRun] = []
         self.live: dict[str, FakeRun] = {}
+        self.kept: dict[str, FakeRun] = {}
+        """Completed runs that nobody released yet."""
+        self.claims: dict[str, tuple[int, int]] = {}
+        """The newest of each job."""
         self.cancels: list[node_service_pb2.CancelRequest] = []
         self.releases: list[node_service_pb2.ReleaseRequest] = []
         self.changed = asyncio.Condition()
@@ -240,34 +125,89 @@ class FakeNode(NodeServiceServicer):
     async def Run(
         self, request: node_service_pb2.RunRequest, context: aio.ServicerContext
     ) -> AsyncIterator[node_service_pb2.RunResponse]:
-        run = FakeRun(request, context)
-        script = self.script.popleft() if self.script else self.default
+        claim = (request.epoch, getattr(request, "try"))
+        await self._refuse_stale(request.job_id, claim, context)
+        run = await self._attached(request.job_id, claim) or await self._admitted(
+            request, claim, context
+        )
+        run.readers += 1
+        try:
+            async for response in run.responses(claim):
+                if response is None:
+                    await self._refuse_stale(request.job_id, claim, context)
+                yield response
+        finally:
+            run.readers -= 1
+            if not run.readers and not (self.keeps and self._goes_on(run)):
+                await self._let_go(run)
+
+    async def _refuse_stale(
+        self, job_id: str, claim: tuple[int, int], context: aio.ServicerContext
+    ) -> None:
+        if claim < self.claims.get(job_id, (0, 0)):
+            error = StaleOwnerError("another owner has the job")
+            await context.abort_with_status(rpc_status.to_status(to_status(error)))
+
+    async def _attached(self, job_id: str, claim: tuple[int, int]) -> FakeRun | None:
+        """The run that goes on, or has completed, where the claim may have it."""
+        run = self.live.get(job_id) or self.kept.get(job_id)
+        former = self.claims.get(job_id)
+        self.claims[job_id] = claim
+        if run is None or former is None:
+            return None
+        may_attach = claim == former or claim[0] > former[0]
+        if may_attach and run.outcome in ("", "completed") and not run.cancelled.is_set():
+            run.move(claim)
+            return run
+        run.move(claim)
+        await self._let_go(run)
+        self.kept.pop(job_id, None)
+        return None
+
+    async def _admitted(
+        self,
+        request: node_service_pb2.RunRequest,
+        claim: tuple[int, int],
+        context: aio.ServicerContext,
+    ) -> FakeRun:
+        run = FakeRun(request, context, claim=claim)
+        run.begin(self.script.popleft() if self.script else self.default)
         self.runs.append(run)
         self.live[request.job_id] = run
         await self.push()
-        try:
-            async for response in script(run):
-                yield response
-        finally:
-            run.ended.set()
-            if self.live.get(request.job_id) is run:
-                del self.live[request.job_id]
-            await self.push()
+        return run
+
+    def _goes_on(self, run: FakeRun) -> bool:
+        return self.live.get(run.request.job_id) is run and not run.outcome
+
+    async def _let_go(self, run: FakeRun) -> None:
+        job_id = run.request.job_id
+        if self.live.get(job_id) is run:
+            del self.live[job_id]
+            if run.outcome == "completed":
+                self.kept[job_id] = run
+        await run.close()
+        await self.push()
 
     async def Cancel(
         self, request: node_service_pb2.CancelRequest, context: aio.ServicerContext
     ) -> node_service_pb2.CancelResponse:
+        await self._refuse_stale(request.job_id, (request.epoch, 2**32), context)
         self.cancels.append(request)
         run = self.live.get(request.job_id)
         if run is not None:
             run.cancelled.set()
+            if not run.readers:
+                await self._let_go(run)
         await self.push()
         return node_service_pb2.CancelResponse(found=run is not None)
 
     async def Release(
         self, request: node_service_pb2.ReleaseRequest, context: aio.ServicerContext
     ) -> node_service_pb2.ReleaseResponse:
+        await self._refuse_stale(request.job_id, (request.epoch, 2**32), context)
         self.releases.append(request)
+        self.kept.pop(request.job_id, None)
         await self.push()
         return node_service_pb2.ReleaseResponse()
 
@@ -292,7 +232,7 @@ class FakeNode(NodeServiceServicer):
             state=self.state,
             workers=[node_pb2.WorkerStatus(id="w", state=node_pb2.WORKER_STATE_IDLE)],
             executions=[
-                node_pb2.Execution(job_id=job_id, epoch=run.request.epoch, running=True)
+                node_pb2.Execution(job_id=job_id, epoch=run.claim[0], running=True)
                 for job_id, run in self.live.items()
             ],
             free_slots=max(self.slots - len(self.live), 0),
@@ -349,7 +289,10 @@ class FakeNode(NodeServiceServicer):
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(0)
+            for run in tuple(self.live.values()):
+                await run.close()
             self.live.clear()
+            self.kept.clear()
 
 
 @contextlib.asynccontextmanager
