@@ -302,6 +302,7 @@ def _videos(
         gateways=ground.gateways,
         peers=ground.peers,
         adoption=adoption,
+        scope=ground.scope,
         clock=ground.clock,
     )
     return Videos(

@@ -17,7 +17,7 @@ from gateway.application import FROM_PEER, Caller
 from gateway.core.adoption import Adoption
 from gateway.core.execution import Disowned, Execution
 from gateway.core.lifetimes import Lifetimes
-from gateway.errors import Unavailable
+from gateway.errors import GatewayError, Unavailable
 from gateway.jobs.ids import not_here
 from gateway.jobs.store import TERMINAL_STATUSES, JobStore, Owner
 from gateway.output.artifacts import ArtifactStore
@@ -27,6 +27,7 @@ from gateway.output.wire import encode_event, seq_of_encoded
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.peers.gateways import Gateways
 from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
 
 T = TypeVar("T")
 
@@ -55,6 +56,7 @@ class Sources:
     Args:
         region: This gateway's.
         owner: This gateway in this life.
+        scope: Owns what is told to others after an answer.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Sources:
         gateways: Gateways,
         peers: Peers,
         adoption: Adoption,
+        scope: TaskScope,
         clock: Clock,
     ) -> None:
+        self._scope = scope
         self._region = region
         self._owner = owner
         self._lifetimes = lifetimes
@@ -121,11 +125,7 @@ class Sources:
         record = await self.record(caller, video_id)
         if record.video.status in TERMINAL_STATUSES:
             return record
-        mine = (record.owner_gateway, record.owner_incarnation) == (
-            self._owner.gateway_id,
-            self._owner.incarnation,
-        )
-        if not mine:
+        if not self._is_mine(record):
             address = self._gateways.address_of(record.owner_gateway, record.owner_incarnation)
             if address is not None:
                 return Remote(address, record)
@@ -134,6 +134,25 @@ class Sources:
                     "this gateway does not know the others yet", retry_after_s=RETRY_AFTER_S
                 )
         return await self.take_over(record) or await self.record(caller, video_id)
+
+    def _is_mine(self, record: job_service_pb2.JobRecord) -> bool:
+        return Owner(record.owner_gateway, record.owner_incarnation) == self._owner
+
+    def forget_elsewhere(self, caller: Caller, removed: job_service_pb2.JobRecord) -> None:
+        """Has the gateway that ended a job, whose record is gone, keep its events no longer.
+
+        In the background and once: they go by themselves in a while.
+        """
+        if self._is_mine(removed):
+            return
+        address = self._gateways.address_of(removed.owner_gateway, removed.owner_incarnation)
+        if address is not None:
+            forgetting = self._forget_at(address, caller, removed.video.id)
+            self._scope.spawn(forgetting, name=f"forget/{removed.video.id}", fatal=False)
+
+    async def _forget_at(self, address: str, caller: Caller, video_id: str) -> None:
+        with contextlib.suppress(PeerGone, NotItsOwn, GatewayError):
+            await self._peers.delete(address, caller, video_id)
 
     async def take_over(self, record: job_service_pb2.JobRecord) -> Execution | None:
         """Adopts a live job whose owner does not answer; None: it has changed meanwhile.

@@ -205,11 +205,12 @@ class Videos:
         if deleted:
             return
         removed = await self._jobs.delete(caller.tenant, video_id)
+        self._lifetimes.forget(video_id)
         if removed is None:
             raise not_here(video_id, region=self._region)
-        self._lifetimes.forget(video_id)
         if removed.artifact_key:
             self._committer.discard(removed.artifact_key)
+        self._sources.forget_elsewhere(caller, removed)
 
     # --- the region ---
 
