@@ -55,6 +55,24 @@ async def test_a_channel_that_fails_while_others_use_it_is_closed_by_the_last(do
     assert not next_one.channel.closed
 
 
+async def test_a_late_answer_is_no_reason_to_leave_an_endpoint_that_answers_others(down):
+    clock = ManualClock()
+    endpoints = endpoints_on(clock, "a:1")
+    async with endpoints.connected() as first:
+        sent_s = clock.monotonic()
+        await clock.advance(0.5)
+        endpoints.succeeded(first)
+        await clock.advance(0.5)
+        await endpoints.unanswered(first, since_s=sent_s)
+        async with endpoints.connected() as again:
+            assert again is first
+        # Nothing was heard of it since this one was sent: it is away.
+        await endpoints.unanswered(first, since_s=clock.monotonic())
+        with pytest.raises(StoreUnavailableError):
+            async with endpoints.connected():
+                pass
+
+
 async def test_a_connection_is_kept_while_it_works(down):
     endpoints = endpoints_on(ManualClock(), "a:1", "b:1")
     async with endpoints.connected() as first:

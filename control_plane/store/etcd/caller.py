@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias, TypeVar
 
+import grpc
 import structlog
 from google.protobuf.message import Message
 from grpc import aio
@@ -93,13 +94,16 @@ class Caller:
         """One sending of the request."""
         metadata = await self.metadata(connection)
         mark = self.history.mark
+        sent_s = self._clock.monotonic()
         try:
             response = await self._send(connection, method, request, metadata)
         except aio.AioRpcError as error:
             known = to_store_error(error, write=method.write)
             if self._login and token_expired(error.details() or ""):
                 raise _TokenExpiredError(known) from None
-            if not is_definite(error):
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                await self.endpoints.unanswered(connection, since_s=sent_s)
+            elif not is_definite(error):
                 await self.endpoints.failed(connection)
             raise known from None
         self.endpoints.succeeded(connection)

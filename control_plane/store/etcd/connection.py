@@ -122,6 +122,8 @@ class Connection:
         self.index = index
         self.users = 0
         self.retired = False
+        # When the last answer to a call came, by the clock of Endpoints.
+        self.heard_s = float("-inf")
 
     def hold(self) -> None:
         """Keeps the channel open until :meth:`release`, also when it is retired."""
@@ -185,6 +187,16 @@ class Endpoints:
     def succeeded(self, connection: Connection) -> None:
         """An answer came: the endpoint's next rest is a short one again."""
         self._failures[connection.index] = 0
+        connection.heard_s = self._clock.monotonic()
+
+    async def unanswered(self, connection: Connection, *, since_s: float) -> None:
+        """A call sent at ``since_s`` missed its deadline.
+
+        An endpoint that has answered another call since then is not away: it is slow, or
+        we are, and to leave it would fail all the calls that wait for it besides.
+        """
+        if connection.heard_s < since_s:
+            await self.failed(connection)
 
     async def failed(self, connection: Connection) -> None:
         """No answer came: the endpoint rests, and new calls go to the next one.

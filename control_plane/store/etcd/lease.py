@@ -73,14 +73,16 @@ class _Renewals:
 
     async def renew(self, lease_id: int) -> float:
         stream = await self._ready_stream()
-        answer = stream.ask(lease_id)
+        answer, mark = stream.ask(lease_id), stream.brought
         try:
             async with asyncio.timeout(self._caller.timeout_s):
                 ttl_s = await answer
         except TimeoutError:
             # R5. A silent stream is a dead one: drop it, so that the next call opens
-            # another, on another endpoint where there is one.
-            await self._drop(stream)
+            # another, on another endpoint where there is one. One that brought other
+            # answers meanwhile is slow, and thousands of renewals may be on it.
+            if not stream.has_brought(since=mark):
+                await self._drop(stream)
             raise StoreUnavailableError("a lease renewal got no answer in time") from None
         if ttl_s <= 0:
             raise LeaseNotFoundError(lease_id)
@@ -109,6 +111,8 @@ class _RenewalStream:
         connection.hold()
         self.connection = connection
         self.closed = False
+        # Answers so far.
+        self.brought = 0
         self._metadata = metadata
         self._outbox: asyncio.Queue[int] = asyncio.Queue()
         self._waiting: defaultdict[int, deque[asyncio.Future[int]]] = defaultdict(deque)
@@ -153,7 +157,12 @@ class _RenewalStream:
         while True:
             yield pb.LeaseKeepAliveRequest(id=await self._outbox.get())
 
+    def has_brought(self, *, since: int) -> bool:
+        """Whether answers came after there had been so many."""
+        return self.brought > since
+
     def _deliver(self, answer: pb.LeaseKeepAliveResponse) -> None:
+        self.brought += 1
         waiting = self._waiting.get(answer.id)
         if not waiting:
             return
