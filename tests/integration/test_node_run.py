@@ -233,6 +233,15 @@ async def test_the_status_is_pushed_and_its_version_rises(node):
     assert len(versions) < 12
 
 
+async def test_status_names_each_run_so_that_an_adopter_finds_it(node):
+    call = node.stub.Run(run_request("a", prompt="slow", epoch=3, attempt=2049))
+    await node.read_until(call, "started")
+    status = await node.until(lambda s: any(e.running for e in s.executions))
+    (execution,) = status.executions
+    claim = (execution.epoch, getattr(execution, "try"), execution.attempt)
+    assert (execution.job_id, claim) == ("a", (3, 1, 2049))
+
+
 async def test_status_names_what_gateways_place_by(node):
     await node.events(run_request())
     status = await node.until(lambda s: s.free_slots == 2)
