@@ -13,6 +13,7 @@ from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
 from gateway.application import Caller
 from gateway.core.execution import Execution
 from gateway.core.executions import Executions, ask_of
+from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
 from gateway.errors import (
@@ -34,10 +35,6 @@ from gateway.validation.request import resolve
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 from reelkit.tracing import outliving_context
-
-# Between tries to write a record that a job went on without.
-_FIRST_LATE_DELAY_S = 0.5
-_MAX_LATE_DELAY_S = 5.0
 
 _log = structlog.get_logger("gateway.admission")
 
@@ -63,6 +60,7 @@ class Admission:
         lifetimes: Runs what is admitted.
         scope: Owns the step from a record to its run, which a client cannot break off.
         executions: Makes what runs.
+        late: Sees to records that could not be written in time.
         patience_s: How long a streaming client waits for its job's record to be written
             before the job goes on without.
     """
@@ -77,6 +75,7 @@ class Admission:
         lifetimes: Lifetimes,
         executions: Executions,
         jobs: HomeJobs,
+        late: LateRecords,
         scope: TaskScope,
         clock: Clock,
         metrics: GatewayMetrics,
@@ -88,6 +87,7 @@ class Admission:
         self._waiting = waiting
         self._lifetimes = lifetimes
         self._jobs = jobs
+        self._late = late
         self._scope = scope
         self._executions = executions
         self._clock = clock
@@ -157,56 +157,58 @@ class Admission:
 
     async def _begin_keyed(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
         """Records the job, then starts it: its key may have a video already."""
-        standing, created = await self._jobs.create(record)
+        try:
+            standing, created = await self._jobs.create(record)
+        except JobStoreAway:
+            self._late.disclaim(record, begin=self._begin_recorded)
+            raise
         if not created:
             return self._again(standing, keep=record.keep)
+        return self._begin_recorded(record)
+
+    def _begin_recorded(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
+        """Starts a job whose record stands, unless this gateway has adopted it meanwhile."""
+        if self._lifetimes.get(record.video.id) is not None:
+            return self._again(record, keep=record.keep)
         execution = self._executions.admitted(record)
         execution.recorded.set()
         return self._started(execution)
 
     async def _begin(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
         """Starts the job while its record is written; nobody hears of it before that stands."""
+        as_made = copied(record)
         execution = self._executions.admitted(record)
         video = self._started(execution)
         try:
             async with asyncio.timeout(None if record.keep else self._patience()):
-                await self._jobs.create(record)
+                await self._jobs.create(as_made)
         except (JobStoreAway, TimeoutError) as error:
             if record.keep:
-                self._lifetimes.abort(execution, "not_recorded")
+                self._give_up(execution, as_made)
                 raise
             _log.warning("admitted without a record", job_id=video.id, cause=type(error).__name__)
-            await self._go_without(execution)
+            await self._go_without(execution, as_made)
         except BaseException:
             self._lifetimes.abort(execution, "not_recorded")
             raise
         execution.recorded.set()
         return execution.video()
 
-    async def _go_without(self, execution: Execution) -> None:
+    async def _go_without(self, execution: Execution, as_made: job_service_pb2.JobRecord) -> None:
         """Lets a streamed job run on that this gateway alone will know."""
         try:
             await self._jobs.create_here(execution.record)
-        except BaseException:
-            self._lifetimes.abort(execution, "not_recorded")
+        except GatewayError:
+            self._give_up(execution, as_made)
             raise
         execution.log.tell_durable(False)
-        self._scope.spawn(self._record_late(copied(execution.record)), name="record late")
+        as_made.video.durable = False
+        self._late.record(as_made)
 
-    async def _record_late(self, record: job_service_pb2.JobRecord) -> None:
-        """Writes the record once that is possible again."""
-        delay_s = _FIRST_LATE_DELAY_S
-        while True:
-            await self._clock.sleep(delay_s)
-            try:
-                await self._jobs.move(record)
-            except JobStoreAway:
-                delay_s = min(2 * delay_s, _MAX_LATE_DELAY_S)
-            except GatewayError as error:
-                _log.warning("record not written", job_id=record.video.id, cause=error.code)
-                return
-            else:
-                return
+    def _give_up(self, execution: Execution, as_made: job_service_pb2.JobRecord) -> None:
+        """Ends a job that is refused after all, and its record where that was written."""
+        self._lifetimes.abort(execution, "not_recorded")
+        self._late.disclaim(as_made, begin=None)
 
     def _patience(self) -> float:
         """Nobody waits long for records that were away a moment ago."""

@@ -138,6 +138,7 @@ class Adoption:
         mine = self._lifetimes.get(record.video.id)
         if mine is not None:
             return mine
+        await self._executions.look_around()
         standing, claimed = await self._jobs.claim(
             record.video.id, epoch=record.epoch, owner=self._owner
         )

@@ -17,6 +17,7 @@ from gateway.core.admission import Admission
 from gateway.core.adoption import Adoption
 from gateway.core.commit import Committer
 from gateway.core.executions import Executions
+from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import NodeRun
@@ -98,34 +99,7 @@ async def open_core(
         ConfigError: The artifact store cannot be used, or the spool's folder not be made.
     """
     async with AsyncExitStack() as stack:
-        with blame_field("artifacts.url", config.artifacts_url, ArtifactError):
-            if artifacts is None:
-                opened = artifacts = _open_artifacts(config)
-                stack.push_async_callback(opened.close)
-            await artifacts.verify(config.gateway_id)
-        with blame_field("spool.directory", config.spool_dir):
-            config.spool_dir.mkdir(parents=True, exist_ok=True)
-        links = NodeLinks(clock=clock)
-        stack.push_async_callback(links.close)
-        peers = Peers(open_channel=internal_channel)
-        stack.push_async_callback(peers.close)
-        scope = await stack.enter_async_context(TaskScope("gateway"))
-        links.spawn_in(scope)
-        stack.callback(links.stop)
-        ground = _Ground(
-            config=config,
-            clock=clock,
-            metrics=GatewayMetrics(registry),
-            scope=scope,
-            jobs=HomeJobs(
-                region=jobs or await _open_jobs(config, clock, stack),
-                own=MemoryJobStore(max_records=config.jobs.max_records),
-            ),
-            artifacts=artifacts,
-            owner=Owner(config.gateway_id, secrets.token_hex(8)),
-            gateways=Gateways(),
-            peers=peers,
-        )
+        ground, links = await _ground(config, clock, registry, jobs, artifacts, stack)
         threads = Threads(max(1, (os.cpu_count() or 1) // 2), "spool")
         stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
         fleet, waiting = _routing(ground, links)
@@ -147,8 +121,45 @@ async def open_core(
             owner=ground.owner,
             lifetimes=lifetimes,
             sweeper=_sweeper(ground),
-            scope=scope,
+            scope=ground.scope,
         )
+
+
+async def _ground(
+    config: GatewayConfig,
+    clock: Clock,
+    registry: CollectorRegistry,
+    jobs: JobStore | None,
+    artifacts: ArtifactStore | None,
+    stack: AsyncExitStack,
+) -> tuple[_Ground, NodeLinks]:
+    with blame_field("artifacts.url", config.artifacts_url, ArtifactError):
+        if artifacts is None:
+            opened = artifacts = _open_artifacts(config)
+            stack.push_async_callback(opened.close)
+        await artifacts.verify(config.gateway_id)
+    with blame_field("spool.directory", config.spool_dir):
+        config.spool_dir.mkdir(parents=True, exist_ok=True)
+    region_jobs = jobs or await _open_jobs(config, clock, stack)
+    links = NodeLinks(clock=clock)
+    stack.push_async_callback(links.close)
+    peers = Peers(open_channel=internal_channel)
+    stack.push_async_callback(peers.close)
+    scope = await stack.enter_async_context(TaskScope("gateway"))
+    links.spawn_in(scope)
+    stack.callback(links.stop)
+    ground = _Ground(
+        config=config,
+        clock=clock,
+        metrics=GatewayMetrics(registry),
+        scope=scope,
+        jobs=HomeJobs(region=region_jobs, own=MemoryJobStore(max_records=config.jobs.max_records)),
+        artifacts=artifacts,
+        owner=Owner(config.gateway_id, secrets.token_hex(8)),
+        gateways=Gateways(),
+        peers=peers,
+    )
+    return ground, links
 
 
 async def _open_jobs(config: GatewayConfig, clock: Clock, stack: AsyncExitStack) -> JobStore:
@@ -288,6 +299,7 @@ def _videos(
         lifetimes=lifetimes,
         executions=executions,
         jobs=ground.jobs,
+        late=LateRecords(jobs=ground.jobs, scope=ground.scope, clock=ground.clock),
         scope=ground.scope,
         clock=ground.clock,
         metrics=ground.metrics,

@@ -95,11 +95,17 @@ class Committer:
         """
         # From here on the node has nothing to stop: it is told to forget.
         execution.committing = True
+        forget = True
         try:
             return await self._commit(execution, event)
+        except (asyncio.CancelledError, Disowned):
+            # Where it has not ended, its next owner takes the bytes from the node.
+            forget = execution.log.terminal is not None
+            raise
         finally:
             execution.committing = False
-            self._later("release", self._release, link, execution)
+            if forget:
+                self._later("release", self._release, link, execution)
 
     async def _commit(
         self, execution: Execution, event: node_service_pb2.NodeEvent
@@ -211,11 +217,10 @@ class Committer:
                 delay_s = min(2 * delay_s, _MAX_SWAP_DELAY_S)
                 continue
             if standing is None or standing.artifact_key != record.artifact_key:
+                # Its readers may still read this one's artifact; the sweeper takes it later.
                 _log.warning(
                     "an end that was told was not the one that stands", job_id=record.video.id
                 )
-                if record.artifact_key:
-                    await self._discard(record.artifact_key)
             return
 
     def _tell_end(self, execution: Execution, standing: job_service_pb2.JobRecord) -> None:
@@ -234,16 +239,18 @@ class Committer:
 
     def note(self, execution: Execution) -> None:
         """Writes what is known of a job that goes on, in the background; lost if it fails."""
-        record = job_service_pb2.JobRecord()
-        record.CopyFrom(execution.record)
-        self._later("note", self._note, execution, record)
+        self._later("note", self._note, execution)
 
-    async def _note(self, execution: Execution, record: job_service_pb2.JobRecord) -> None:
+    async def _note(self, execution: Execution) -> None:
         await execution.recorded.wait()
-        try:
-            await self._jobs.update(record)
-        except JobStoreAway:
-            _log.info("attempt not noted", job_id=record.video.id)
+        # One at a time: an older one that is repeated must not undo a newer.
+        async with execution.noting:
+            if execution.ended:
+                return
+            try:
+                await self._jobs.update(execution.record)
+            except JobStoreAway:
+                _log.info("attempt not noted", job_id=execution.video_id)
 
     async def _log_end(self, video: video_pb2.Video) -> None:
         await self._clock.sleep(_AFTER_ANSWERS_S)

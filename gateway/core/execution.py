@@ -32,8 +32,6 @@ class Execution:
     ticket: Ticket
     deadline_at_s: float
     """Monotonic."""
-    keep: bool
-    """Runs on when nobody watches."""
     progress_percent: int = 0
     link: NodeLink | None = None
     """The node that holds its run now."""
@@ -44,6 +42,8 @@ class Execution:
     """Cancels it when nobody watches for too long."""
     recorded: asyncio.Event = field(default_factory=asyncio.Event)
     """Its record stands, or it was decided that it has none; nothing ends before."""
+    noting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the record of a job that goes on is written."""
     adopted_from: NodeLink | None = None
     """The node that still runs it for a former owner."""
     ended: bool = False
@@ -59,6 +59,11 @@ class Execution:
     def epoch(self) -> int:
         """The owner's epoch."""
         return self.record.epoch
+
+    @property
+    def keep(self) -> bool:
+        """Runs on when nobody watches."""
+        return self.record.keep
 
     @property
     def may_answer_first(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from reelmesh.v1 import job_service_pb2, video_pb2
 
@@ -14,6 +15,10 @@ from gateway.fleet.waiting import Ticket, WaitingRoom
 from gateway.output.event_log import EventLog
 from gateway.output.spool import VideoBytes
 from reelkit.clock import Clock
+
+# A node tells its status within milliseconds of being heard of, or is not there.
+SIGHT_S: Final = 1.0
+SIGHT_EVERY_S: Final = 0.02
 
 
 def ask_of(spec: video_pb2.ResolvedSpec) -> Ask:
@@ -62,6 +67,15 @@ class Executions:
         execution.recorded.set()
         return execution
 
+    async def look_around(self) -> None:
+        """Gives nodes that were heard of just now a moment to say what they run.
+
+        Else a job that goes on at one of them would be begun anew at another.
+        """
+        give_up_s = self._clock.monotonic() + SIGHT_S
+        while not self._fleet.sighted and self._clock.monotonic() < give_up_s:
+            await self._clock.sleep(SIGHT_EVERY_S)
+
     def _log(self, record: job_service_pb2.JobRecord) -> EventLog:
         model = ask_of(record.video.spec).model
         queued = video_pb2.QueuedEvent(
@@ -87,7 +101,6 @@ class Executions:
             log=log,
             ticket=ticket,
             deadline_at_s=self._clock.monotonic() + left_s,
-            keep=record.keep,
         )
 
     def _runs_at(self, record: job_service_pb2.JobRecord) -> NodeLink | None:

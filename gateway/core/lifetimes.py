@@ -235,7 +235,10 @@ class Lifetimes:
 
     def keep(self, execution: Execution) -> None:
         """From now on the job runs whether anybody watches or not."""
-        execution.keep = True
+        if not execution.keep and not execution.ended:
+            execution.record.keep = True
+            # Whoever owns it next must know.
+            self._committer.note(execution)
         if execution.grace is not None:
             execution.grace.cancel()
             execution.grace = None

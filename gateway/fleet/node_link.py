@@ -83,6 +83,8 @@ class NodeLink:
         """``stub.Run``, but chunks come as :class:`gateway.output.wire.NodeChunk`."""
         self.status: node_pb2.NodeStatus | None = None
         self.connected = False
+        self.seen = False
+        """Whether it has answered, or turned out not to, since it was heard of."""
         self.standing = Standing()
         self._clock = clock
         self._on_change = on_change
@@ -121,6 +123,7 @@ class NodeLink:
             raise broken(error) from None
         finally:
             call.cancel()
+            self.seen = True
             if self.connected:
                 self.connected = False
                 self._changed()
@@ -129,7 +132,7 @@ class NodeLink:
         if self.status is not None and self.status.incarnation != status.incarnation:
             self.standing.restarted(self._clock.monotonic())
         self.status = status
-        self.connected = True
+        self.connected = self.seen = True
         self._busy_until_s = 0.0
         self._reported = frozenset(execution.job_id for execution in status.executions)
         for job_id in self._reported & self._sent.keys():

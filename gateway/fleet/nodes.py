@@ -154,6 +154,11 @@ class Fleet:
         """Every link, routable or not."""
         return self._links.values()
 
+    @property
+    def sighted(self) -> bool:
+        """Whether it is known of every node what it runs, or that it does not answer."""
+        return self.heard and all(link.seen for link in self._links.values())
+
     def link(self, node_id: str) -> NodeLink | None:
         """The link to a node that is still known."""
         return self._links.get(node_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
+import structlog
 from grpc import aio
 from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
@@ -16,13 +18,18 @@ from gateway.errors import (
     JobStoreAway,
     NotFinished,
     ResourceExhausted,
+    Unavailable,
 )
 from gateway.jobs.store import Owner, check_digest
 from reelkit.clock import Clock
 from reelkit.rpc import internal_channel
 
+_log = structlog.get_logger("gateway.job_records")
+
 # A sound replica answers within milliseconds; one whose store is being elected in seconds.
 CALL_TIMEOUT_S: Final = 2.0
+# A replica that had this long and said nothing is not the one to ask next.
+_SLOW_S: Final = 0.25
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 0.5
 _MAX_PAGE: Final = 100
@@ -178,15 +185,22 @@ class RemoteJobStore:
         give_up_s = self._clock.monotonic() + self._patience_s
         delay_s, failures = _FIRST_DELAY_S, 0
         while True:
-            left_s = give_up_s - self._clock.monotonic()
+            asked_s, turn = self._clock.monotonic(), self._turn
+            limit_s = max(min(CALL_TIMEOUT_S, give_up_s - asked_s), 0.05)
             try:
-                answer = await ask(self._stubs[self._turn], max(min(CALL_TIMEOUT_S, left_s), 0.05))
+                answer = await ask(self._stubs[turn], limit_s)
             except aio.AioRpcError as error:
                 if error.code() not in _AGAIN:
                     self._away = False
                     raise _told(error) from None
-                self._turn = (self._turn + 1) % len(self._stubs)
+                self._pass_over(turn)
                 failures += 1
+            except asyncio.CancelledError:
+                if self._clock.monotonic() - asked_s >= _SLOW_S:
+                    # Whoever asked would wait no longer; the next one asks elsewhere.
+                    self._away = True
+                    self._pass_over(turn)
+                raise
             else:
                 self._away = False
                 return answer
@@ -200,6 +214,11 @@ class RemoteJobStore:
                     )
                 await self._clock.sleep(delay_s)
                 delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+    def _pass_over(self, turn: int) -> None:
+        """The next call goes to another replica, unless one that failed too saw to that."""
+        if self._turn == turn:
+            self._turn = (turn + 1) % len(self._stubs)
 
 
 class _NoRecord(Exception):  # noqa: N818 - an answer, not a failure
@@ -221,7 +240,8 @@ def _told(error: aio.AioRpcError) -> Exception:
             return InvalidRequest(
                 (FieldViolation("prompt", "is too long to be kept, with all else of the request"),)
             )
-    return error
+    _log.error("job records refused a call", code=error.code().name, details=error.details())
+    return Unavailable("the region's job records refused this", retry_after_s=_RETRY_AFTER_S)
 
 
 def _bare(record: pb.JobRecord) -> pb.JobRecord:

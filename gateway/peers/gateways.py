@@ -53,10 +53,6 @@ class Gateways:
         if len(self._gone) > _REMEMBERED:
             self._gone.popitem(last=False)
 
-    def others(self, gateway_id: str) -> bool:
-        """Whether a gateway other than this one lives."""
-        return any(other != gateway_id for other in self._live)
-
     def address_of(self, gateway_id: str, incarnation: str) -> str | None:
         """Where to ask for what a gateway owns in that life; None: that life is over.
 
