@@ -118,8 +118,11 @@ def choose(nodes: Sequence[NodeView], ask: Ask, *, rng: random.Random) -> NodeVi
         return free[0] if free else None
     speed = typical_speed(able)
     costs = [cost_s(node, ask.units, fallback_speed=speed) for node in free]
-    near = min(costs) * (1 + NEAR_SHARE)
-    return rng.choice([node for node, cost in zip(free, costs, strict=True) if cost <= near])
+    limit = min(costs) * (1 + NEAR_SHARE)
+    near = [node for node, cost in zip(free, costs, strict=True) if cost <= limit]
+    # As good as one another, but that one of them starts it sooner.
+    soonest_s = min(backlog_s(node) for node in near)
+    return rng.choice([node for node in near if backlog_s(node) <= soonest_s])
 
 
 def predicted_wait_s(

@@ -151,6 +151,13 @@ def test_nodes_that_differ_by_their_measure_alone_share_the_work():
     assert choose([slower, nodes[0]], Ask(MODEL, 1.0), rng=rng) is nodes[0]
 
 
+def test_of_nodes_that_are_near_an_idle_one_is_taken():
+    idle = view("idle", units_per_second=10.0)
+    busy = view("busy", units_per_second=10.9, remaining_work_s=0.1)
+    rng = random.Random(7)
+    assert all(choose([idle, busy], Ask(MODEL, 1000.0), rng=rng) is idle for _ in range(20))
+
+
 def test_what_was_sent_since_the_report_counts():
     told = view("a", sent_work_s=30.0)
     idle = view("b", remaining_work_s=20.0)
