@@ -103,6 +103,8 @@ class FakeNode(NodeServiceServicer):
         self.state = node_pb2.NODE_STATE_READY
         self.remaining_work_s = 0.0
         self.units_per_second = units_per_second
+        self.first_status_after_s = 0.0
+        """How long those who begin to watch it wait."""
         self.incarnation = "1"
         self.models = [MODEL]
         self.script: deque[Script] = deque()
@@ -215,6 +217,7 @@ class FakeNode(NodeServiceServicer):
         self, request: node_service_pb2.WatchStatusRequest, context: aio.ServicerContext
     ) -> AsyncIterator[node_service_pb2.WatchStatusResponse]:
         told = -1
+        await asyncio.sleep(self.first_status_after_s)
         while True:
             if told != self._version:
                 told = self._version

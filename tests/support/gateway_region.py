@@ -56,8 +56,8 @@ class Gate:
 class GatedJobs(RemoteJobStore):
     """The region's records, with a gate before and after each write."""
 
-    def __init__(self, address: str, *, patience_s: float = ANSWER_S) -> None:
-        super().__init__(endpoints=[address], clock=SystemClock(), patience_s=patience_s)
+    def __init__(self, *addresses: str, patience_s: float = ANSWER_S) -> None:
+        super().__init__(endpoints=addresses, clock=SystemClock(), patience_s=patience_s)
         self.before_create, self.after_create = Gate(), Gate()
         self.before_finish, self.after_finish = Gate(), Gate()
         self.before_claim = Gate()
@@ -135,7 +135,13 @@ class GatewayRegion:
         await self._stack.enter_async_context(attached(self.control.address, node))
 
     async def start(
-        self, name: str, *, control: str = "", records: str = "", ready: bool = True, **changes: Any
+        self,
+        name: str,
+        *,
+        control: str = "",
+        records: str | tuple[str, ...] = "",
+        ready: bool = True,
+        **changes: Any,
     ) -> Member:
         """A gateway that knows the nodes and the gateways there are.
 
@@ -159,8 +165,10 @@ class GatewayRegion:
         )
         stack = contextlib.AsyncExitStack()
         self._stack.push_async_callback(stack.aclose)
+        endpoints = records or control or self.control.address
         jobs = GatedJobs(
-            records or control or self.control.address, patience_s=config.jobs.patience_s
+            *((endpoints,) if isinstance(endpoints, str) else endpoints),
+            patience_s=config.jobs.patience_s,
         )
         stack.push_async_callback(jobs.close)
         app = await stack.enter_async_context(build_app(config, jobs=jobs))
@@ -188,6 +196,13 @@ class GatewayRegion:
         """Waits for the record to say something."""
         async with asyncio.timeout(DEADLINE_S):
             while not holds(record := await self.record(video_id)):  # noqa: ASYNC110 - of a store
+                await asyncio.sleep(0.02)
+        return record
+
+    async def until_record_appears(self, video_id: str) -> job_service_pb2.JobRecord:
+        """Waits for there to be one."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (record := await self.records.get("acme", video_id)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return record
 
