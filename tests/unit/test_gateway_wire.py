@@ -4,7 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reelmesh.v1 import node_service_pb2, video_pb2, video_service_pb2
 
-from gateway.output.wire import NodeChunk, decode_run_response, encode_chunk, encode_event
+from gateway.output.wire import (
+    NodeChunk,
+    decode_run_response,
+    encode_chunk,
+    encode_event,
+    seq_of_encoded,
+)
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
@@ -68,3 +74,26 @@ def test_a_chunk_is_written_as_the_generated_code_writes_it(seq, attempt, offset
     if data:
         assert raw == encode_event(event)
     assert video_service_pb2.GenerateVideoResponse.FromString(raw).event == event
+
+
+@given(seq=U64, id_=st.text(max_size=200), data=st.binary(max_size=300))
+def test_a_seq_is_read_as_the_generated_code_writes_it(seq, id_, data):
+    for event in (
+        video_pb2.VideoEvent(seq=seq, video_id=id_, chunk=video_pb2.ChunkEvent(data=data)),
+        video_pb2.VideoEvent(seq=seq, video_id=id_, queued=video_pb2.QueuedEvent(position=seq % 7)),
+        video_pb2.VideoEvent(seq=seq),
+    ):
+        message = video_service_pb2.WatchVideoResponse(event=event).SerializeToString()
+        assert seq_of_encoded(message) == seq
+    assert seq_of_encoded(encode_chunk(seq, id_, 1, 0, data)) == seq
+
+
+def test_what_has_no_seq_reads_as_none():
+    assert seq_of_encoded(b"") == 0
+    assert seq_of_encoded(encode_event(video_pb2.VideoEvent(video_id="v"))) == 0
+    assert seq_of_encoded(encode_event(video_pb2.VideoEvent())) == 0
+
+
+@given(raw=st.binary(max_size=40))
+def test_no_bytes_make_a_seq_raise(raw):
+    assert seq_of_encoded(raw) >= 0
