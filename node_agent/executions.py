@@ -57,11 +57,12 @@ class ExecutionLimits:
 
 
 class NotAdmittedError(Exception):
-    """No room, or the node takes nothing now: the job belongs elsewhere."""
+    """No room, too long a wait, or the node takes nothing now: the job belongs elsewhere."""
 
-    def __init__(self, remaining_work_s: float) -> None:
+    def __init__(self, remaining_work_s: float, *, too_long: bool = False) -> None:
         super().__init__(f"busy for {remaining_work_s:.1f} s")
         self.remaining_work_s = remaining_work_s
+        self.too_long = too_long
 
 
 class ExecutionTable:
@@ -331,6 +332,9 @@ class ExecutionTable:
         if not open_slots:
             raise NotAdmittedError(self.remaining_work_s())
         slots = min(open_slots, key=lambda s: (self.speed.seconds(s.units_left), len(s.held)))
+        wait_s = self.speed.seconds(slots.units_left)
+        if request.HasField("max_wait_s") and wait_s > request.max_wait_s:
+            raise NotAdmittedError(wait_s, too_long=True)
         execution = Execution(
             job_id=request.job_id,
             run_id=self._new_run_id(),

@@ -196,6 +196,8 @@ class NodeService:
             raise InvalidRunError("epoch", "must be 1 or more")
         if request.HasField("deadline_s") and not math.isfinite(request.deadline_s):
             raise InvalidRunError("deadline_s", "must be a finite number of seconds, or absent")
+        if request.HasField("max_wait_s") and not math.isfinite(request.max_wait_s):
+            raise InvalidRunError("max_wait_s", "must be a finite number of seconds, or absent")
         manifest = self._manifest()
         if manifest is None:
             return  # Nothing is loaded: there is no slot either, and busy says it.
@@ -216,7 +218,12 @@ class NodeService:
         remaining_s = busy.remaining_work_s
         if not self._table.admitting or not any(True for _ in self._table.slots()):
             remaining_s = max(remaining_s, _NOT_NOW_S)
-        return RunResponse(busy=Busy(remaining_work_s=remaining_s)).SerializeToString()
+        answer = Busy(
+            remaining_work_s=remaining_s,
+            status_version=self._board.current.version,
+            too_long=busy.too_long,
+        )
+        return RunResponse(busy=answer).SerializeToString()
 
     def _accepted(self, execution: Execution) -> bytes:
         accepted = Accepted(remaining_work_s=self._table.remaining_work_s())

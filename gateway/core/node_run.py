@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The node is full; the job was not admitted there."""
+    """The node did not admit the job: it is full, or the job would wait there for too long."""
+
+    answer: node_service_pb2.Busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,9 @@ class NodeRun:
             alone=execution.ticket.ask.alone,
             **{"try": try_},
         )
+        most_wait_s = execution.ticket.most_wait_s
+        if most_wait_s is not None:
+            request.max_wait_s = most_wait_s
         try:
             call = link.run(request, metadata=trace_metadata())
         except aio.UsageError:
@@ -158,7 +163,7 @@ class NodeRun:
                 if not isinstance(response, node_service_pb2.RunResponse):
                     return Fault("stream_ended", "the node ended its stream before the video")
                 if response.HasField("busy"):
-                    return Busy()
+                    return Busy(response.busy)
                 event = response.event
                 kind = event.WhichOneof("event")
                 if kind == "completed":

@@ -93,6 +93,9 @@ class NodeLink:
         self._sent_at_s: dict[str, float] = {}
         self._reported: frozenset[str] = frozenset()
         self._busy_until_s = 0.0
+        # A refusal holds until a status that is newer than it.
+        self._refusal_version = 0
+        self._free_at_s = 0.0
         self._alone: str | None = None
         self._trial: str | None = None
         self._view: NodeView | None = None
@@ -131,9 +134,11 @@ class NodeLink:
     def _take(self, status: node_pb2.NodeStatus) -> None:
         if self.status is not None and self.status.incarnation != status.incarnation:
             self.standing.restarted(self._clock.monotonic())
+            self._refusal_version = 0
         self.status = status
         self.connected = self.seen = True
-        self._busy_until_s = 0.0
+        if not self._refusal_version or status.version > self._refusal_version:
+            self._busy_until_s = self._free_at_s = 0.0
         self._reported = frozenset(execution.job_id for execution in status.executions)
         for job_id in self._reported & self._sent.keys():
             del self._sent[job_id]
@@ -170,9 +175,17 @@ class NodeLink:
             self._trial = None
         self._changed()
 
-    def answered_busy(self) -> None:
-        """Takes its word that it is full, until it says otherwise."""
-        self._busy_until_s = self._clock.monotonic() + BUSY_HOLD_S
+    def answered_busy(self, answer: node_service_pb2.Busy | None = None) -> None:
+        """Takes its word that it is full or has so much work, until it says otherwise.
+
+        A status that was on its way when it refused is older than the refusal.
+        """
+        now_s = self._clock.monotonic()
+        answer = answer or node_service_pb2.Busy()
+        self._refusal_version = answer.status_version
+        self._free_at_s = now_s + answer.remaining_work_s
+        if not answer.too_long:
+            self._busy_until_s = now_s + BUSY_HOLD_S
         self._changed()
 
     def note_end(self, job_id: str, *, failed: bool) -> float:
@@ -242,17 +255,22 @@ class NodeLink:
     def view(self, now_s: float, *, routable: bool, on_trial: bool = False) -> NodeView:
         """What placement may know of it now, judged as it was."""
         held_back = now_s < self._busy_until_s
-        if held_back or on_trial:
-            # Both end by themselves: what was seen then must not outlive them.
+        work_s = max(self._free_at_s - now_s, 0.0)
+        if held_back or on_trial or work_s:
+            # These end by themselves: what was seen then must not outlive them.
             self._view = None
-            return self._make_view(routable=routable, held_back=held_back, on_trial=on_trial)
+            return self._make_view(
+                routable=routable, held_back=held_back, on_trial=on_trial, work_s=work_s
+            )
         view = self._view
         if view is None or view.routable != routable:
             view = self._make_view(routable=routable, held_back=False, on_trial=False)
             self._view = view
         return view
 
-    def _make_view(self, *, routable: bool, held_back: bool, on_trial: bool) -> NodeView:
+    def _make_view(
+        self, *, routable: bool, held_back: bool, on_trial: bool, work_s: float = 0.0
+    ) -> NodeView:
         status = self.status or node_pb2.NodeStatus()
         free = max(status.free_slots - len(self._sent), 0)
         if held_back or self._alone in self._sent:
@@ -266,7 +284,7 @@ class NodeLink:
             routable=routable,
             free_slots=free,
             workers=self.workers,
-            remaining_work_s=status.remaining_work_s,
+            remaining_work_s=max(status.remaining_work_s, work_s),
             sent_work_s=sum(self._sent.values()),
             units_per_second=status.units_per_second or self.record.units_per_second,
             held_jobs=len(self._reported | self._sent.keys()),

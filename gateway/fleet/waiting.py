@@ -14,12 +14,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from reelmesh.v1 import node_service_pb2
+
 from gateway.fleet.node_link import BUSY_HOLD_S, NodeLink
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.placement import (
     Ask,
     ModelKey,
     NodeView,
+    backlog_s,
     choose,
     job_seconds,
     predicted_wait_s,
@@ -28,6 +31,9 @@ from gateway.fleet.placement import (
 )
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
+
+# A node's own estimate may exceed what its status promised by this much.
+WAIT_SLACK_S = 0.25
 
 # Positions are told to those who watch at most this often.
 _TELL_EVERY_S = 0.25
@@ -43,6 +49,8 @@ class Ticket:
     on_position: Callable[[int, float | None], None]
     """Called with jobs ahead and predicted seconds (None: no node serves the model)."""
     placed: asyncio.Future[NodeLink] | None = field(default=None)
+    most_wait_s: float | None = None
+    """What it may wait at the node that it was placed at; beyond that it belongs elsewhere."""
 
 
 class WaitingRoom:
@@ -159,9 +167,11 @@ class WaitingRoom:
         """The job's run on the node has ended, however it did."""
         link.unassign(job_id)
 
-    def busy(self, link: NodeLink, job_id: str) -> None:
-        """The node would not take the job."""
-        link.answered_busy()
+    def busy(
+        self, link: NodeLink, job_id: str, answer: node_service_pb2.Busy | None = None
+    ) -> None:
+        """The node would not take the job; ``answer`` is what it said."""
+        link.answered_busy(answer)
         link.unassign(job_id)
         self.wake_after(BUSY_HOLD_S)
 
@@ -211,6 +221,8 @@ class WaitingRoom:
         if view is None or link is None:
             return None
         seconds = job_seconds(view, ticket.ask.units, fallback_speed=typical_speed(views))
+        # One that runs alone waits at the node, however long: it is shielded there.
+        ticket.most_wait_s = None if ticket.ask.alone else backlog_s(view) + WAIT_SLACK_S
         link.assign(ticket.job_id, seconds, alone=ticket.ask.alone)
         return link
 

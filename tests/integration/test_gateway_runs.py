@@ -347,6 +347,8 @@ async def test_busy_is_no_attempt_and_is_placed_again(tmp_path):
         record = await gateway.core.videos.get(ME, video.id)
         assert record.attempts == 1
         assert gateway.metric("placements_total", outcome="busy") >= 1
+        # Placed at an idle node: one that turns out to have work is to say so.
+        assert 0 < nodes[0].runs[0].request.max_wait_s < 1
 
 
 async def test_jobs_wait_in_the_gateway_and_go_in_order(tmp_path):

@@ -44,6 +44,21 @@ def test_the_run_goes_to_the_worker_that_is_free_first():
     assert bench.run("c").worker_id == second.worker_id
 
 
+def test_a_job_that_would_wait_longer_than_it_may_is_refused():
+    bench = Bench()
+    first = bench.run("a")
+    bench.start(first)
+    bench.step(first, 5)
+    left_s = bench.table.remaining_work_s()
+    with pytest.raises(NotAdmittedError) as busy:
+        bench.run("b", max_wait_s=left_s / 2)
+    assert busy.value.too_long
+    assert busy.value.remaining_work_s == pytest.approx(left_s)
+    assert bench.run("b", max_wait_s=left_s + 0.1).phase is Phase.WAITING
+    # Where it attaches there is nothing to wait for.
+    assert bench.run("a", max_wait_s=0.0) is first
+
+
 def test_nothing_is_admitted_while_the_node_is_emptied():
     bench = Bench()
     bench.table.admitting = False

@@ -32,6 +32,7 @@ class RunRequest(_message.Message):
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
     ALONE_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_S_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     epoch: _builtins.int
     attempt: _builtins.int
@@ -50,6 +51,10 @@ class RunRequest(_message.Message):
     """A worker has died under this job: it begins once its worker has nothing else
     in hand, and the worker takes nothing more until it has ended.
     """
+    max_wait_s: _builtins.float
+    """Answer busy where the job would wait longer than this for a worker, by the node's
+    own estimate: the caller placed it by an older status. Unset: any wait will do.
+    """
     @_builtins.property
     def spec(self) -> _video_pb2.ResolvedSpec: ...
     def __init__(
@@ -64,14 +69,20 @@ class RunRequest(_message.Message):
         deadline_s: _builtins.float | None = ...,
         canary: _builtins.bool = ...,
         alone: _builtins.bool = ...,
+        max_wait_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_max_wait_s", b"_max_wait_s", "deadline_s", b"deadline_s", "max_wait_s", b"max_wait_s", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "after_n", b"after_n", "alone", b"alone", "attempt", b"attempt", "canary", b"canary", "deadline_s", b"deadline_s", "epoch", b"epoch", "job_id", b"job_id", "spec", b"spec", "tenant", b"tenant", "try", b"try"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "_max_wait_s", b"_max_wait_s", "after_n", b"after_n", "alone", b"alone", "attempt", b"attempt", "canary", b"canary", "deadline_s", b"deadline_s", "epoch", b"epoch", "job_id", b"job_id", "max_wait_s", b"max_wait_s", "spec", b"spec", "tenant", b"tenant", "try", b"try"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_wait_s: _TypeAlias = _typing.Literal["max_wait_s"]  # noqa: Y015
+    _WhichOneofArgType__max_wait_s: _TypeAlias = _typing.Literal["_max_wait_s", b"_max_wait_s"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_s) -> _WhichOneofReturnType__deadline_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_wait_s) -> _WhichOneofReturnType__max_wait_s | None: ...
 
 Global___RunRequest: _TypeAlias = RunRequest  # noqa: Y015
 
@@ -108,15 +119,25 @@ class Busy(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REMAINING_WORK_S_FIELD_NUMBER: _builtins.int
+    STATUS_VERSION_FIELD_NUMBER: _builtins.int
+    TOO_LONG_FIELD_NUMBER: _builtins.int
     remaining_work_s: _builtins.float
+    status_version: _builtins.int
+    """Of the node's status when it answered: that one and older ones say nothing against
+    this answer. 0: not told.
+    """
+    too_long: _builtins.bool
+    """There are slots, but the job would wait longer than its max_wait_s."""
     def __init__(
         self,
         *,
         remaining_work_s: _builtins.float = ...,
+        status_version: _builtins.int = ...,
+        too_long: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["remaining_work_s", b"remaining_work_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remaining_work_s", b"remaining_work_s", "status_version", b"status_version", "too_long", b"too_long"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
