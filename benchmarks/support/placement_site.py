@@ -4,11 +4,12 @@ What is the product's: :class:`gateway.fleet.waiting.WaitingRoom` (lines, order,
 job is placed) and :mod:`gateway.fleet.placement` (which node). What is played here, by the
 rules of the parts it stands for:
 
-- a node runs one job and holds one that waits; it answers BUSY beyond that; its status says
-  what it holds, its free slots and its remaining work by its own estimate, less what the
-  running job's steps have done; gateways see it a fixed delay later;
-- a gateway counts what it sent until a status holds it or the run ends, and leaves a node
-  that answered BUSY alone until the next status (gateway/fleet/node_link.py).
+- a node runs one job and holds one that waits; it answers BUSY beyond that, and to a job that
+  would wait longer than its gateway predicted; its status says what it holds, its free slots
+  and its remaining work by its own estimate, less what the running job's steps have done;
+  gateways see it a fixed delay later;
+- a gateway counts what it sent until a status holds it or the run ends, and believes a node
+  that answered BUSY until a status that is newer than the answer (gateway/fleet/node_link.py).
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ from benchmarks.support.virtual_time import Signal, VirtualTime
 from gateway.fleet.node_link import BUSY_HOLD_S, NodeLink
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.placement import Ask, ModelKey, NodeView
-from gateway.fleet.waiting import WaitingRoom
+from gateway.fleet.waiting import WAIT_SLACK_S, WaitingRoom
 from reelkit.tasks import TaskScope
 
 MODEL: ModelKey = ("simulated", "1")
 STEPS = 25
 RPC_S = 0.001
-REFUSAL_SLACK_S = 0.25
 HELD_PER_WORKER = 2
 
 
@@ -168,8 +168,8 @@ class SeenNode:
 
     def take(self, report: Report) -> None:
         """A status came."""
-        self._busy_until_s = 0.0
-        if self._refused is not None and report.version >= self._refused.version:
+        if self._refused is None or report.version > self._refused.version:
+            self._busy_until_s = 0.0
             self._refused = None
         for job_id in report.held:
             self._sent.pop(job_id, None)
@@ -186,9 +186,10 @@ class SeenNode:
         self._sent.pop(job_id, None)
         self._changed()
 
-    def answered_busy(self) -> None:
-        """As NodeLink.answered_busy."""
-        self._busy_until_s = self._gateway.time.now_s + BUSY_HOLD_S
+    def answered_busy(self, _answer: object = None) -> None:
+        """As NodeLink.answered_busy; :meth:`refused` keeps what was said."""
+        if self._refused is None or self._refused.full:
+            self._busy_until_s = self._gateway.time.now_s + BUSY_HOLD_S
         self._changed()
 
     def refused(self, busy: Busy) -> None:
@@ -219,8 +220,6 @@ class SeenNode:
         if self._refused is not None:
             left_s = self._refused_until_s - now_s
             self.remaining_work_s = max(self.remaining_work_s, left_s)
-            if self._refused.full:
-                self.free_slots = 0
 
 
 class SimGateway:
@@ -272,7 +271,7 @@ class SimGateway:
             predicted_s -= job.units / seen.units_per_second
             await self.time.sleep(RPC_S)
             job.done = Signal(self.time)
-            most_wait_s = predicted_s + REFUSAL_SLACK_S if self._refusals else float("inf")
+            most_wait_s = predicted_s + WAIT_SLACK_S if self._refusals else float("inf")
             busy = seen.node.admit(job, most_wait_s=most_wait_s)
             if busy is None:
                 break
@@ -297,12 +296,11 @@ async def run_site(
     gateways: int,
     delay_s: float,
     seed: int,
-    refusals: bool = False,
+    refusals: bool = True,
 ) -> Sequence[Job]:
     """The trace, served by gateways that each get their share of it at random.
 
-    With ``refusals`` a node refuses a job that would wait longer than its gateway predicted,
-    which the product does not do: it shows what that would bring.
+    Without ``refusals`` a node takes whatever it has a slot for: it shows what they are for.
 
     It awaits nothing; it is a coroutine because the waiting room makes futures.
     """
