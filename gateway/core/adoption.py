@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 import structlog
@@ -134,14 +135,34 @@ class Adoption:
             claim.add_done_callback(lambda _task: self._claims.pop(job_id, None))
         return await asyncio.shield(claim)
 
+    async def _make_sure(self, record: job_service_pb2.JobRecord) -> None:
+        """Takes up a job that a claim without an answer has made this gateway's.
+
+        It is no orphan then, and nobody else would.
+        """
+        while not self._lifetimes.draining:
+            await self._clock.sleep(ASK_AGAIN_S)
+            with contextlib.suppress(JobStoreAway):
+                standing = await self._jobs.get(record.tenant, record.video.id)
+                if standing is None or standing.video.status in TERMINAL_STATUSES:
+                    return
+                if Owner(standing.owner_gateway, standing.owner_incarnation) == self._owner:
+                    await self.adopt(standing)
+                return
+
     async def _claim(self, record: job_service_pb2.JobRecord) -> Execution | None:
         mine = self._lifetimes.get(record.video.id)
         if mine is not None:
             return mine
         await self._executions.look_around()
-        standing, claimed = await self._jobs.claim(
-            record.video.id, epoch=record.epoch, owner=self._owner
-        )
+        try:
+            standing, claimed = await self._jobs.claim(
+                record.video.id, epoch=record.epoch, owner=self._owner
+            )
+        except JobStoreAway:
+            name = f"make sure/{record.video.id}"
+            self._scope.spawn(self._make_sure(record), name=name, fatal=False)
+            raise
         if standing is None or not claimed:
             return None
         execution = self._executions.adopted(standing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from reelmesh.v1 import job_service_pb2, video_pb2
 
@@ -12,6 +13,9 @@ from gateway.fleet.node_link import NodeLink
 from gateway.fleet.waiting import Ticket
 from gateway.jobs.records import last_attempt, terminal_event
 from gateway.output.event_log import EventLog
+
+# Why an attempt is no more whose run its job's next owner did not find.
+OWNER_LOST: Final = "owner_lost"
 
 
 def _nobody(*_args: object) -> None:
@@ -100,6 +104,11 @@ class Execution:
         """Notes why the newest attempt is no more."""
         if self.record.attempts:
             self.record.attempts[-1].cause = cause
+
+    def lose_attempts(self) -> None:
+        """Notes that what former owners began does not go on."""
+        for attempt in self.record.attempts:
+            attempt.cause = attempt.cause or OWNER_LOST
 
     def drop_attempt(self) -> None:
         """A node would not take it: that counts as no attempt."""

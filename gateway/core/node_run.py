@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from reelmesh.v1 import node_service_pb2, video_pb2
 
-from gateway.core.execution import Execution
+from gateway.core.execution import OWNER_LOST, Execution
 from gateway.fleet.node_link import NodeLink
 from gateway.output.spool import ByteGap
 from gateway.output.spool_budget import SpoolFull
@@ -190,7 +190,7 @@ class NodeRun:
             if attempt < log.attempt:
                 raise ByteGap(f"attempt {attempt} after {log.attempt}")
             former = execution.epoch > 1 and not log.attempt
-            log.begin(attempt, "owner_lost" if former else "reattached")
+            log.begin(attempt, OWNER_LOST if former else "reattached")
 
 
 def _percent(progress: video_pb2.ProgressEvent) -> int:

@@ -15,7 +15,7 @@ from opentelemetry import trace
 from reelmesh.v1 import node_service_pb2, video_pb2
 
 from gateway.core.commit import Committer
-from gateway.core.execution import Disowned, Execution
+from gateway.core.execution import OWNER_LOST, Disowned, Execution
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import STALE_OWNER, Busy, Fault, NodeRun
 from gateway.fleet.ejection import RetryBudget
@@ -49,7 +49,7 @@ class _Course:
     @classmethod
     def of(cls, execution: Execution) -> _Course:
         """As the record of a job tells it, which may have had other owners."""
-        failed = [attempt for attempt in execution.record.attempts if attempt.cause]
+        failed = [a for a in execution.record.attempts if a.cause not in ("", OWNER_LOST)]
         deaths = [attempt.node_id for attempt in failed if attempt.cause == WORKER_DIED]
         ticket = execution.ticket
         ticket.ask = replace(
@@ -143,6 +143,7 @@ class Runner:
             # The node's own report holds its work.
             link.assign(execution.video_id, 0.0)
             return link
+        execution.lose_attempts()
         return await self._waiting.place(course.ticket)
 
     async def _run_at(

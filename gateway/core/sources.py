@@ -34,6 +34,8 @@ T = TypeVar("T")
 # Each turn is an owner that changed under the reader; more are a mesh that cannot agree.
 MAX_TURNS: Final = 12
 TURN_DELAY_S: Final = 0.05
+# About a second of an owner that says the video is not its own.
+TURNS_OF_NOBODYS: Final = 6
 RETRY_AFTER_S: Final = 1.0
 
 
@@ -193,8 +195,15 @@ class Sources:
                 assert isinstance(found, Remote)  # noqa: S101 - nothing else asks a peer
                 await self.take_over(found.record)
             except (NotItsOwn, Disowned):
-                await self._clock.sleep(TURN_DELAY_S * turn)
+                await self._await_arrival(found, turn)
         raise _restless()
+
+    async def _await_arrival(self, found: Found, turn: int) -> None:
+        """Gives a video that changes hands time; one that nobody has is taken over."""
+        await self._clock.sleep(TURN_DELAY_S * turn)
+        if isinstance(found, Remote) and turn >= TURNS_OF_NOBODYS:
+            # The record has named that owner all the while, or the claim comes to nothing.
+            await self.take_over(found.record)
 
     def events(
         self, caller: Caller, video_id: str, *, after_seq: int
@@ -258,7 +267,7 @@ class Sources:
                 continue
             else:
                 return
-            await self._clock.sleep(TURN_DELAY_S * turn)
+            await self._await_arrival(found, turn)
         raise _restless()
 
 

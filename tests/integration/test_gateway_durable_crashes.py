@@ -130,6 +130,30 @@ async def test_after_the_swap_and_before_completed_was_told(region):
     assert artifacts(region) == [record.artifact_key]
 
 
+async def test_a_run_that_died_with_its_gateway_is_begun_anew_and_says_so(region):
+    a, b = await region.pair()
+    video = await a.create()
+    await region.until(lambda: region.node_of(video.id))
+    await region.until_record(video.id, lambda record: record.attempts)
+    first = []
+    async for event in a.videos.watch(ME, video.id, after_seq=0):
+        first.append(event)
+        if event.HasField("chunk"):
+            break
+    node = region.node_of(video.id)
+    other = next(each for each in region.nodes if each is not node)
+    other.default = fakenode.finish()
+    await a.crash()
+    await node.kill()
+    await b.until(lambda: not b.ready(node))
+    rest = await b.watched(video.id, after_seq=first[-1].seq)
+    numbered = [event for event in rest if event.seq]
+    assert numbered[0].restarted.reason == "owner_lost"
+    assert whole([*first, *rest])
+    record = await region.record(video.id)
+    assert [attempt.cause for attempt in record.attempts][-2:] == ["owner_lost", ""]
+
+
 async def test_the_record_that_was_acknowledged_is_the_one_that_another_serves(region):
     a, b = await region.pair()
     video = await a.create(seed=7)

@@ -120,6 +120,29 @@ async def test_a_claim_whose_answer_was_lost_is_one_claim(region):
         assert (await region.record(video.id)).epoch == 2
 
 
+async def test_a_claim_that_was_given_up_and_yet_made_leaves_no_job_without_a_run(region):
+    a = await region.start("a")
+    async with behind(region, "b", **IMPATIENT) as (way, b):
+        await acquainted(a, b)
+        video = await a.create()
+        await region.until(lambda: region.node_of(video.id))
+        b.jobs.before_claim.shut()
+        await a.crash()
+        watching = asyncio.ensure_future(b.watched(video.id))
+        await b.jobs.before_claim.until_reached()
+        way.hold(Direction.TO_CLIENT)
+        b.jobs.before_claim.open()
+        with pytest.raises(errors.JobStoreAway):
+            await watching
+        assert (await region.record(video.id)).owner_gateway == "b"
+        way.cut()
+        way.heal()
+        # It is no orphan, and nobody asks for it.
+        region.run_of(video.id).go.set()
+        record = await region.until_record(video.id, lambda r: r.video.status == COMPLETED)
+        assert record.owner_gateway == "b"
+
+
 # --- away at admission ---
 
 

@@ -214,6 +214,18 @@ async def test_an_owner_without_a_lease_that_answers_keeps_its_job(region):
         assert (await region.record(video.id)).owner_gateway == "a"
 
 
+async def test_a_job_that_its_owner_knows_nothing_of_is_taken_over_by_who_is_asked(region):
+    a, b = await region.pair()
+    video = await running_at(region, a)
+    # As after a fault that nobody thought of: the record names it and it has no such job.
+    a.core.lifetimes.disown(a.execution(video.id))
+    watching = asyncio.ensure_future(b.watched(video.id))
+    await b.until(lambda: b.execution(video.id))
+    region.run_of(video.id).go.set()
+    assert data_of(await watching) == VIDEO
+    assert (await region.record(video.id)).owner_gateway == "b"
+
+
 # --- tenants ---
 
 
