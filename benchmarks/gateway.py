@@ -260,7 +260,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--mib", type=int, default=64, help="size of the large video")
-    parser.add_argument("--rounds", type=int, default=7, help="of the large video")
+    parser.add_argument("--rounds", type=int, default=7, help="of the large video, 2 or more")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reelmesh-bench-") as folder:
         async with start_gateway_site(Path(folder)) as site, open_ways(site) as ways:

@@ -147,6 +147,7 @@ class AsyncTextToVideoGenerator:
         order = GenerationOrder(
             spec=request.to_spec(),
             idempotency_key=check_key(idempotency_key),
+            key_is_drawn=idempotency_key is None,
             durable=durable,
             deadline_s=deadline_s,
             timeout_s=self._timeout_s if timeout_s is None else timeout_s,

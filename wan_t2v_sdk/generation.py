@@ -44,6 +44,8 @@ from wan_t2v_sdk.result import GenerationResult, facts_of
 from wan_t2v_sdk.tracing import trace_id_of
 
 CANCEL_TIMEOUT_S = 3.0
+# The code of a gateway that cannot write the region's job records now.
+JOB_STORE_AWAY = "job_store_unavailable"
 # Under a second where another gateway waits to be asked.
 RESUME_ATTEMPTS_BEFORE_NEXT = 2
 MAX_PAUSE_S = 30.0
@@ -60,6 +62,8 @@ class GenerationOrder:
     """None: follow the video ``video_id`` and make nothing."""
     video_id: str = ""
     idempotency_key: str = ""
+    key_is_drawn: bool = False
+    """The key was made up for this call's own retries: nobody else will ever ask by it."""
     durable: bool = False
     """The video runs on when this call is given up."""
     deadline_s: float | None = None
@@ -82,6 +86,7 @@ class Generation:
         self._home: str | None = None
         self._supersedes = ""
         self._failed_runs = 0
+        self._without_key = False
 
     async def run(self) -> GenerationResult:
         """The finished video, its bytes checked.
@@ -143,12 +148,30 @@ class Generation:
                 self._assembly.forget()
                 return error
             except (UnavailableError, OverloadedError) as error:
+                if self._may_go_without_key(error):
+                    self._without_key = True
+                    connections = [connection, *connections]
+                    continue
+                self._without_key = False
                 self._router.forget()
                 last = error
                 await self._say_reconnecting(error)
             else:
                 return None
         return last
+
+    def _may_go_without_key(self, error: ReelmeshError) -> bool:
+        """Whether the video can be had though the region's job records are away.
+
+        A gateway then admits what it need not find again: a stream without a key.
+        """
+        return (
+            error.code == JOB_STORE_AWAY
+            and self._order.key_is_drawn
+            and not self._order.durable
+            and not self._assembly.video_id
+            and not self._without_key
+        )
 
     async def _follow(self, connection: Connection, *, patience: int) -> None:
         """Follows the video on one gateway to its end, over several streams if need be.
@@ -259,6 +282,8 @@ class Generation:
 
     def _key(self) -> str:
         """The key of this run: a failed video keeps its own, so another run needs the next."""
+        if self._without_key:
+            return ""
         key = self._order.idempotency_key
         return f"{key}.{self._failed_runs}" if self._failed_runs else key
 

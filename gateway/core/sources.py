@@ -18,7 +18,7 @@ from gateway.core.adoption import Adoption
 from gateway.core.execution import Disowned, Execution
 from gateway.core.lifetimes import Lifetimes
 from gateway.errors import GatewayError, Unavailable
-from gateway.jobs.ids import not_here
+from gateway.jobs.ids import not_here, region_of
 from gateway.jobs.store import TERMINAL_STATUSES, JobStore, Owner
 from gateway.output.artifacts import ArtifactStore
 from gateway.output.event_log import EventLog, LogAbandoned
@@ -104,6 +104,9 @@ class Sources:
         execution = self.own(caller, video_id)
         if execution is not None and execution.record.video.status in TERMINAL_STATUSES:
             return execution.record
+        if region_of(video_id) != self._region:
+            # No video of this region has such an id: the records need not be asked.
+            raise not_here(video_id, region=self._region)
         record = await self._jobs.get(caller.tenant, video_id)
         if record is None:
             raise not_here(video_id, region=self._region)

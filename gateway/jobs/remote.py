@@ -30,6 +30,7 @@ _log = structlog.get_logger("gateway.job_records")
 CALL_TIMEOUT_S: Final = 2.0
 # A replica that had this long and said nothing is not the one to ask next.
 _SLOW_S: Final = 0.25
+_PATIENCE_AWAY_S: Final = 1.0
 _FIRST_DELAY_S: Final = 0.05
 _MAX_DELAY_S: Final = 0.5
 _MAX_PAGE: Final = 100
@@ -182,7 +183,9 @@ class RemoteJobStore:
             return None
 
     async def _ask(self, ask: Ask[T]) -> T:
-        give_up_s = self._clock.monotonic() + self._patience_s
+        # Nobody waits long for records that were away a moment ago.
+        patience_s = min(_PATIENCE_AWAY_S, self._patience_s) if self._away else self._patience_s
+        give_up_s = self._clock.monotonic() + patience_s
         delay_s, failures = _FIRST_DELAY_S, 0
         while True:
             asked_s, turn = self._clock.monotonic(), self._turn

@@ -198,8 +198,12 @@ def _num_frames(check: _Check, info: model_pb2.ModelInfo) -> int:
     elif not (rule.min <= count <= rule.max and (count - rule.min) % step == 0):
         check.refuse(
             "num_frames",
-            f"{number(count)} is not allowed: it must be {rule.min} to {rule.max} "
-            f"in steps of {step}",
+            f"{number(count)} is not allowed: it must be "
+            + (
+                f"{rule.min}"
+                if rule.min == rule.max
+                else f"{rule.min} to {rule.max} in steps of {step}"
+            ),
             [str(near) for near in nearest_counts(count, rule)],
         )
     return count

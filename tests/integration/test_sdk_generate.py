@@ -218,6 +218,25 @@ def test_a_full_region_is_asked_again_after_the_time_it_names(model, ap):
     assert ap.options[0].idempotency_key == ap.options[1].idempotency_key
 
 
+def test_a_stream_goes_on_without_a_key_where_the_job_records_are_away(model, ap):
+    away = (grpc.StatusCode.UNAVAILABLE, "job_store_unavailable", 5.0)
+    ap.trouble.refuse = [away]
+    assert model.generate("x")["attempts"] == 1
+    assert [bool(asked.idempotency_key) for asked in ap.options] == [True, False]
+
+
+@pytest.mark.parametrize("wish", [{"idempotency_key": "mine"}, {"durable": True}])
+def test_what_must_be_found_again_waits_for_the_job_records(ap, wish):
+    ap.trouble.refuse = [(grpc.StatusCode.UNAVAILABLE, "job_store_unavailable", 0.01)] * 9
+    with (
+        TextToVideoGenerator(endpoints=ap.endpoint, token=TOKEN, max_retries=1) as model,
+        pytest.raises(UnavailableError) as caught,
+    ):
+        model.generate("x", **wish)
+    assert caught.value.code == "job_store_unavailable"
+    assert all(asked.idempotency_key for asked in ap.options)
+
+
 def test_retries_end(ap):
     ap.trouble.refuse = [(grpc.StatusCode.UNAVAILABLE, "unavailable", 0.01)] * 9
     with (
