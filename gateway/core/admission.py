@@ -152,8 +152,11 @@ class Admission:
         begun.add_done_callback(self._note_begun)
         return await asyncio.shield(begun)
 
-    def _note_begun(self, _task: asyncio.Task[video_pb2.Video]) -> None:
+    def _note_begun(self, begun: asyncio.Task[video_pb2.Video]) -> None:
         self._begins -= 1
+        if not begun.cancelled():
+            # Its client may have left: then nobody else looks at it.
+            begun.exception()
 
     async def _begin_keyed(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
         """Records the job, then starts it: its key may have a video already."""

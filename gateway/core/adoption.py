@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
+from functools import partial
 
 import structlog
 from reelmesh.v1 import job_service_pb2
@@ -14,7 +15,7 @@ from gateway.core.execution import Execution
 from gateway.core.executions import Executions
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
-from gateway.errors import JobStoreAway
+from gateway.errors import GatewayError, JobStoreAway
 from gateway.jobs.store import TERMINAL_STATUSES, JobStore, Owner
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.peers.gateways import Gateways
@@ -117,6 +118,9 @@ class Adoption:
             await self._peers.get(address, asker, record.video.id)
         except (PeerGone, NotItsOwn):
             return False
+        except GatewayError:
+            # It cannot say now, and it lives.
+            return True
         return True
 
     # --- by whoever asks for a job ---
@@ -132,8 +136,14 @@ class Adoption:
         if claim is None:
             claim = self._scope.spawn(self._claim(record), name=f"claim/{job_id}", fatal=False)
             self._claims[job_id] = claim
-            claim.add_done_callback(lambda _task: self._claims.pop(job_id, None))
+            claim.add_done_callback(partial(self._claimed, job_id))
         return await asyncio.shield(claim)
+
+    def _claimed(self, job_id: str, claim: asyncio.Task[Execution | None]) -> None:
+        del self._claims[job_id]
+        if not claim.cancelled():
+            # Whoever asked may have left: then nobody else looks at it.
+            claim.exception()
 
     async def _make_sure(self, record: job_service_pb2.JobRecord) -> None:
         """Takes up a job that a claim without an answer has made this gateway's.

@@ -135,7 +135,9 @@ class Committer:
         try:
             standing = await self._settle_patiently(execution, record)
         except asyncio.CancelledError:
-            if execution.ended and execution.record.artifact_key != key:
+            # Without an end that is known the swap may have been made, and name this artifact.
+            known = execution.log.terminal is not None
+            if known and execution.record.artifact_key != key:
                 self.discard(key)
             raise
         except Disowned:

@@ -101,6 +101,18 @@ async def test_a_video_that_waits_for_its_record_when_its_gateway_drains_is_not_
     assert region.run_of(video.id).claim[0] == 2
 
 
+async def test_a_video_that_was_recorded_as_its_gateway_drained_keeps_its_bytes(region):
+    a, b = await region.pair(drain_s=0.2)
+    video = await running_at(region, a)
+    a.jobs.after_finish.shut()
+    region.run_of(video.id).go.set()
+    # The record is completed and names the artifact; the gateway has not heard of that.
+    await a.jobs.after_finish.until_reached()
+    await a.drain()
+    assert (await region.record(video.id)).video.status == COMPLETED
+    assert data_of(await b.watched(video.id)) == VIDEO
+
+
 # --- what an heir keeps to ---
 
 
