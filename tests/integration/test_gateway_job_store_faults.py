@@ -7,6 +7,7 @@ from reelmesh.v1 import video_pb2
 
 from gateway import errors
 from gateway.jobs.memory import MemoryJobStore
+from gateway.jobs.store import copied
 from tests.support import fakenode
 from tests.support.fakenode import FakeNode, serve_node
 from tests.support.gateways import ME, kinds, open_gateway
@@ -91,6 +92,46 @@ async def test_a_drain_gives_up_every_job_whatever_the_store_says(tmp_path, jobs
         await gateway.core.lifetimes.drain(0.05)
         await gateway.until(lambda: gateway.metric("jobs_live") == 0)
         assert len(node.cancels) == 2
+
+
+class SlowNotes(MemoryJobStore):
+    """Holds its first note while the test says so."""
+
+    def __init__(self):
+        super().__init__(max_records=10)
+        self.go = asyncio.Event()
+        self.noting = asyncio.Event()
+
+    async def update(self, record):
+        as_told = copied(record)
+        if not self.noting.is_set():
+            self.noting.set()
+            await self.go.wait()
+        await super().update(as_told)
+
+
+async def test_an_older_note_never_undoes_a_newer_one(tmp_path):
+    jobs = SlowNotes()
+    node, other = FakeNode("n0"), FakeNode("n1")
+    for each in (node, other):
+        each.default = fakenode.held()
+    async with serve_node(node), serve_node(other), open_gateway(tmp_path, jobs=jobs) as gateway:
+        await gateway.know(node, other)
+        video = await gateway.create(streamed=True, idempotency_key="k")
+        await gateway.until(lambda: node.runs or other.runs)
+        first = node if node.runs else other
+        await gateway.create(idempotency_key="k")
+        await jobs.noting.wait()
+        # Its worker dies, which the record must hold whatever becomes of the note before.
+        first.runs[0].die.set()
+        second = other if first is node else node
+        await second.run_at(0)
+        jobs.go.set()
+        await gateway.until(
+            lambda: [a.cause for a in jobs._records[video.id].attempts][:1] == ["worker_died"]
+        )
+        second.runs[0].go.set()
+        assert kinds(await gateway.watched(video.id))[-1] == "completed"
 
 
 # --- clients that leave while their video begins ---

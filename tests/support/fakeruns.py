@@ -24,6 +24,8 @@ class FakeRun:
     """What :func:`held` waits for."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by Cancel."""
+    die: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by a test: the worker of a :func:`held` one dies."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     n: int = 0
     offset: int = 0
@@ -165,12 +167,17 @@ def held(data: bytes = VIDEO, *, before: int = 0, piece: int = 1024) -> Script:
         yield run.progress(1)
         for start in range(0, before * piece, piece):
             yield run.chunk(data[start : start + piece])
-        waits = [asyncio.ensure_future(run.go.wait()), asyncio.ensure_future(run.cancelled.wait())]
+        events = (run.go, run.cancelled, run.die)
+        waits = [asyncio.ensure_future(event.wait()) for event in events]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
+        if run.die.is_set():
+            died = video_pb2.FailedEvent(code="worker_died", message="scripted", retryable=True)
+            yield run.event(failed=died)
+            return
         if run.cancelled.is_set():
             yield run.event(cancelled=video_pb2.CancelledEvent(reason="client"))
             return
