@@ -22,6 +22,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -165,12 +166,18 @@ async def measure(args: argparse.Namespace, region: Region) -> tuple[list[list[s
     await gateways.ask("until", least=0, most=0, within_s=30)
     began_s = time.monotonic()
     with meter.phase("registration"):
-        asked = [asyncio.ensure_future(each.ask("attach")) for each in agents]
+        asked = asyncio.gather(*(each.ask("attach") for each in agents))
         known = await gateways.ask(
             "until", least=args.nodes, most=args.nodes, within_s=REGISTRATION_LIMIT_S
         )
-        await asyncio.gather(*asked)
+        if known["reached"]:
+            await asked
+        else:
+            asked.cancel()
     rows.append(_row("every node known to every gateway", known, began_s))
+    if not known["reached"]:
+        rows.append(["the control plane is not up to so many: nothing else was tried", "", ""])
+        return rows, []
     # Each node is called once by the control plane before anything else is read.
     await asyncio.sleep(args.settle)
     with meter.phase("steady, beats alone"):
@@ -266,6 +273,8 @@ def main() -> None:
     parser.add_argument("--expire", type=float, default=0.6, help="share of the agents")
     parser.add_argument("--per-connection", type=int, default=10, help="agents that share one")
     args = parser.parse_args()
+    # Whoever ends us, the processes that we started end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="reelmesh-bench-") as scratch:
         if not asyncio.run(run(args, Path(scratch))):
             sys.exit(1)
