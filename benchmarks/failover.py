@@ -36,6 +36,7 @@ from reelmesh.v1.video_service_pb2_grpc import VideoServiceStub
 from benchmarks.machine import idle_delay
 from benchmarks.support.failover_cases import CASES, Case, Spot
 from benchmarks.support.table import print_table
+from reelkit.logs import setup_logging
 from reelmesh_cli.mesh import probes
 from tests.support.faulty_mesh import FaultyMesh, faulty_mesh
 from wan_t2v_sdk import AsyncTextToVideoGenerator, VideoEvent
@@ -77,6 +78,8 @@ class Result:
 def main() -> None:
     """Runs the cases and prints the table; exits with 1 where a target is missed."""
     arguments = _arguments()
+    # What is killed leaves words on its way out, and they are no part of the table.
+    setup_logging(level="error", fmt="console", process="benchmark")
     with tempfile.TemporaryDirectory(prefix="reelmesh-bench-") as scratch:
         model = Path(scratch) / "model"
         command = [sys.executable, "-m", "tools.make_random_model", str(model)]
