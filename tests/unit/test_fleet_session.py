@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from control_plane.errors import StoreUnavailableError, SupersededError
@@ -135,7 +136,9 @@ async def test_the_newest_report_wins_after_an_outage(bench):
     assert bench.lost_leases == 0
 
 
-async def test_an_outage_is_told_once_whatever_its_length_and_however_many_wait(bench):
+async def test_an_outage_is_told_once_whatever_its_length_and_however_many_wait(bench, monkeypatch):
+    # A logger that was used before may be bound to the settings of another test.
+    monkeypatch.setattr("control_plane.session._log", structlog.get_logger())
     waiting = Waiting()
     sessions = [bench.session(key=f"{KEY}{number}", waiting=waiting) for number in range(3)]
     with capture_logs() as logs:
