@@ -137,7 +137,8 @@ async def test_the_newest_report_wins_after_an_outage(bench):
 
 
 async def test_an_outage_is_told_once_whatever_its_length_and_however_many_wait(bench, monkeypatch):
-    # A logger that was used before may be bound to the settings of another test.
+    # A test before may have set a level, and a logger that was used is bound to it.
+    structlog.reset_defaults()
     monkeypatch.setattr("control_plane.session._log", structlog.get_logger())
     waiting = Waiting()
     sessions = [bench.session(key=f"{KEY}{number}", waiting=waiting) for number in range(3)]
