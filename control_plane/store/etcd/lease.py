@@ -26,6 +26,9 @@ from reelkit.tasks import TaskScope
 
 _log = structlog.get_logger("control_plane.store.lease")
 
+# Request timeouts that a renewal may take on a stream that brings other answers.
+MAX_WAITS = 5
+
 
 class Leases:
     """The lease calls of one client."""
@@ -73,20 +76,29 @@ class _Renewals:
 
     async def renew(self, lease_id: int) -> float:
         stream = await self._ready_stream()
-        answer, mark = stream.ask(lease_id), stream.brought
-        try:
-            async with asyncio.timeout(self._caller.timeout_s):
-                ttl_s = await answer
-        except TimeoutError:
-            # R5. A silent stream is a dead one: drop it, so that the next call opens
-            # another, on another endpoint where there is one. One that brought other
-            # answers meanwhile is slow, and thousands of renewals may be on it.
-            if not stream.has_brought(since=mark):
-                await self._drop(stream)
-            raise StoreUnavailableError("a lease renewal got no answer in time") from None
+        ttl_s = await self._answered(stream, stream.ask(lease_id))
         if ttl_s <= 0:
             raise LeaseNotFoundError(lease_id)
         return float(ttl_s)
+
+    async def _answered(self, stream: _RenewalStream, answer: asyncio.Future[int]) -> int:
+        try:
+            for _ in range(MAX_WAITS):
+                mark = stream.brought
+                done, _pending = await asyncio.wait({answer}, timeout=self._caller.timeout_s)
+                if done:
+                    return answer.result()
+                if stream.brought == mark:
+                    # R5. A silent stream is a dead one: drop it, so that the next call opens
+                    # another, on another endpoint where there is one.
+                    answer.cancel()
+                    await self._drop(stream)
+                    break
+                # It brings the answers of others, and thousands may be before this one: to
+                # ask again would only make all of them later.
+            raise StoreUnavailableError("a lease renewal got no answer in time")
+        finally:
+            answer.cancel()
 
     async def _ready_stream(self) -> _RenewalStream:
         async with self._opening:
@@ -156,10 +168,6 @@ class _RenewalStream:
     async def _requests(self) -> Any:
         while True:
             yield pb.LeaseKeepAliveRequest(id=await self._outbox.get())
-
-    def has_brought(self, *, since: int) -> bool:
-        """Whether answers came after there had been so many."""
-        return self.brought > since
 
     def _deliver(self, answer: pb.LeaseKeepAliveResponse) -> None:
         self.brought += 1
