@@ -24,7 +24,7 @@ async def test_a_hang_of_the_real_engine_costs_the_worker_its_life(
             "region": "ap",
             "model": {"source": str(random_model_dir)},
             # The heart beats on; only the silence of the device may tell.
-            "workers": {"heartbeat_timeout_s": 30, "stall_floor_s": 2, "threads": 1},
+            "workers": {"heartbeat_timeout_s": 30, "stall_floor_s": 4, "threads": 1},
         }
     )
     manifest = open_model_folder(random_model_dir).manifest

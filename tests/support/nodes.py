@@ -29,7 +29,7 @@ from node_agent.worker_life import Launcher
 from reelkit.rpc import internal_channel
 from tests.support.fakeworker import FakeLauncher, fake_spec, write_fake_model
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def node_config(tmp_path: Path, **changes: Any) -> NodeConfig:
