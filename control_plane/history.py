@@ -11,8 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -174,16 +174,16 @@ class _Reign:
         if change.kind is ChangeKind.SNAPSHOT:
             known = {node for node, last in self._last.items() if last.state not in (LOST, GONE)}
             gone = (known | before.keys()) - {kv.key.removeprefix(prefix) for kv in change.upserts}
-        work: list[Coroutine[Any, Any, None]] = []
+        work: list[Callable[[], Awaitable[None]]] = []
         for kv in change.upserts:
             node_id = kv.key.removeprefix(prefix)
             self._vanished_s.pop(node_id, None)
-            work.append(self._seen(node_id, kv.value, before.get(node_id)))
+            work.append(partial(self._seen, node_id, kv.value, before.get(node_id)))
             self._present[node_id] = kv.value
         for node_id in sorted(gone):
             self._present.pop(node_id, None)
             self._vanished_s[node_id] = now_s
-            work.append(self._check_goodbye(node_id))
+            work.append(partial(self._check_goodbye, node_id))
         await _all(work)
 
     async def _seen(self, node_id: str, value: bytes, before: bytes | None) -> None:
@@ -316,13 +316,16 @@ class _Reign:
             self._last[node_id] = _Last(newest.to, newest.at.ToNanoseconds() / 1e9)
 
 
-async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Runs everything, some at a time, and raises the first error once all have ended."""
+async def _all(work: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Does everything, some at a time, and raises the first error once all have ended.
+
+    Takes no coroutines: those that a cancellation finds waiting would never be awaited.
+    """
     gate = asyncio.Semaphore(MAX_WRITES_AT_ONCE)
 
-    async def gated(each: Coroutine[Any, Any, None]) -> None:
+    async def gated(each: Callable[[], Awaitable[None]]) -> None:
         async with gate:
-            await each
+            await each()
 
     outcomes = await asyncio.gather(*map(gated, work), return_exceptions=True)
     for outcome in outcomes:

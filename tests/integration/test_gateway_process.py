@@ -137,7 +137,7 @@ async def test_a_whole_life_from_start_to_sigterm(mesh):
     assert kinds(events)[0] == "queued"
     assert kinds(events)[-1] == "completed"
     assert data_of(events) == VIDEO
-    carried = dict(node.runs[0].context.invocation_metadata())["traceparent"]
+    carried = node.runs[0].metadata["traceparent"]
     assert carried.split("-")[1] == trace
     assert carried.split("-")[2] != "00f067aa0ba902b7"
 

@@ -72,6 +72,15 @@ class FakeControl(ControlPlaneServiceServicer):
                 ),
             )
 
+    async def WatchRegions(
+        self,
+        request: control_plane_service_pb2.WatchRegionsRequest,
+        context: aio.ServicerContext,
+    ) -> AsyncIterator[control_plane_service_pb2.WatchRegionsResponse]:
+        while True:
+            yield control_plane_service_pb2.WatchRegionsResponse()
+            await asyncio.sleep(1.0)
+
     async def _changes_soon(self, told: int) -> bool:
         """Waits for another version than the one told; False: a heartbeat is due."""
         try:

@@ -172,7 +172,8 @@ class FakeNode(NodeServiceServicer):
         claim: tuple[int, int],
         context: aio.ServicerContext,
     ) -> FakeRun:
-        run = FakeRun(request, context, claim=claim)
+        metadata = dict(context.invocation_metadata() or ())
+        run = FakeRun(request, context, metadata, claim=claim)
         run.begin(self.script.popleft() if self.script else self.default)
         self.runs.append(run)
         self.live[request.job_id] = run

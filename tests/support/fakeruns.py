@@ -20,6 +20,8 @@ class FakeRun:
 
     request: node_service_pb2.RunRequest
     context: object
+    metadata: dict[str, str | bytes] = field(default_factory=dict)
+    """What the call carried; grpc's own is gone with the call."""
     go: asyncio.Event = field(default_factory=asyncio.Event)
     """What :func:`held` waits for."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
