@@ -29,6 +29,7 @@ from control_plane.store.port import (
     Target,
     TxnResult,
     absent,
+    holds,
 )
 from control_plane.store.writer import DEFAULT_PATIENCE_S, FencedWriter
 from reelkit.clock import Clock
@@ -67,7 +68,7 @@ class Leadership:
         """
         return (
             Compare(self._key, Target.CREATE_REVISION, self.revision),
-            Compare(self._key, Target.VALUE, self._value),
+            holds(self._key, self._value),
         )
 
     async def txn(

@@ -51,6 +51,9 @@ _LOSSES = (
     grpc.StatusCode.UNKNOWN,
 )
 _INVALID = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+# gRPC's own refusal of a message, which comes without details and never passes by itself.
+_TOO_LARGE = "larger than max"
+_TOO_LARGE_CODE = "payload_too_large"
 
 
 def error_of(error: aio.AioRpcError, *, endpoint: str) -> ReelmeshError:
@@ -61,6 +64,8 @@ def error_of(error: aio.AioRpcError, *, endpoint: str) -> ReelmeshError:
     if error.code() in _INVALID:
         violations = _violations(bad_request, dict(info.metadata))
         return InvalidRequestError(text, violations=violations, code=reason)
+    if reason is None and _TOO_LARGE in text:
+        return InvalidRequestError(text, code=_TOO_LARGE_CODE)
     if reason is None and error.code() in _LOSSES and _says_loss(error):
         return ConnectionLostError(f"{endpoint}: {text}")
     kind = _TYPES.get(error.code(), ServerError)

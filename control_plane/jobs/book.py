@@ -1,7 +1,8 @@
 """The region's job records in the store; each write is one transaction.
 
 Any replica may run any of these at any time, also twice: every write compares what it
-read, so the first terminal write wins and a repeated call finds its own earlier one.
+read, or who owns the job, so the first terminal write wins and a repeated call finds its
+own earlier one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ from control_plane.jobs.records import (
     same_owner,
 )
 from control_plane.keys import Keys
-from control_plane.store.port import Compare, Delete, Get, KeyValue, Put, Store, absent, unchanged
+from control_plane.store.port import (
+    Compare,
+    Delete,
+    Get,
+    KeyValue,
+    Put,
+    Store,
+    absent,
+    holds,
+    unchanged,
+)
 from control_plane.store.writer import FencedWriter
 
 # Each try lost to somebody else's write of the same job.
@@ -132,23 +143,30 @@ class JobBook:
             RecordTooLargeError: It passes the store's limit.
         """
         job_id = record.video.id
+        key = self._keys.job(job_id)
+        writes: list[Put | Delete] = [Put(key, encode(record))]
+        if ended(record):
+            writes.append(Delete(self._keys.live_job(job_id)))
+            writes.append(Put(self._keys.job_expiry(expires_at_ms(record), job_id), b""))
+        # Nearly always the first word is enough: the job lives, and is the caller's.
+        compares = [holds(self._keys.live_job(job_id), encode_live(record))]
         for _ in range(MAX_TRIES):
-            found = await self._own(record.tenant, job_id)
-            standing = _record(found)
-            if ended(standing):
-                return standing, same_end(standing, record)
-            if not same_owner(standing, record):
-                return standing, False
-            writes: list[Put | Delete] = [Put(found.key, encode(record))]
-            if ended(record):
-                writes.append(Delete(self._keys.live_job(job_id)))
-                writes.append(Put(self._keys.job_expiry(expires_at_ms(record), job_id), b""))
-            result = await self._writer.txn([unchanged(found.key, found.mod_revision)], writes)
+            result = await self._writer.txn(compares, writes, [Get(key)])
             if result.succeeded:
                 written = pb.JobRecord()
                 written.CopyFrom(record)
                 written.revision = result.revision
                 return written, True
+            found = result.gets[0]
+            standing = None if found is None else _record(found)
+            if found is None or standing is None or standing.tenant != record.tenant:
+                raise _no_job(job_id)
+            if ended(standing):
+                return standing, same_end(standing, record)
+            if not same_owner(standing, record):
+                return standing, False
+            # The live key was written by another release, say: compare the record itself.
+            compares = [unchanged(key, found.mod_revision)]
         raise SupersededError(f"job {job_id} is written by others all the time; ask again")
 
     async def delete(self, tenant: str, job_id: str) -> pb.JobRecord:
@@ -214,15 +232,19 @@ class JobBook:
     async def _any(self, job_id: str) -> KeyValue:
         found = await self._store.get(self._keys.job(job_id))
         if found is None:
-            raise NotFoundError(f"there is no job {job_id}")
+            raise _no_job(job_id)
         return found
 
     async def _own(self, tenant: str, job_id: str) -> KeyValue:
         """One of another tenant is none: nobody learns that it exists."""
         found = await self._any(job_id)
         if _record(found).tenant != tenant:
-            raise NotFoundError(f"there is no job {job_id}")
+            raise _no_job(job_id)
         return found
+
+
+def _no_job(job_id: str) -> NotFoundError:
+    return NotFoundError(f"there is no job {job_id}")
 
 
 def _record(kv: KeyValue) -> pb.JobRecord:

@@ -84,6 +84,11 @@ def unchanged(key: str, mod_revision: int) -> Compare:
     return Compare(key, Target.MOD_REVISION, mod_revision)
 
 
+def holds(key: str, value: bytes) -> Compare:
+    """Holds while the key has this value."""
+    return Compare(key, Target.VALUE, value)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Get:
     """Reads a key inside a transaction."""

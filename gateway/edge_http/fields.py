@@ -139,6 +139,9 @@ def _text(value: Any) -> str:
 
 
 def _whole(value: Any, max_value: int) -> int:
+    if isinstance(value, float) and value.is_integer():
+        # It may have been rounded on its way into a float: 9007199254740993.0 is even here.
+        raise WrongValue("must be a whole number in plain digits, without a point or an exponent")
     if isinstance(value, bool) or not isinstance(value, int):
         raise WrongValue(f"must be a whole number, not {_kind_of(value)}")
     if not 0 <= value <= max_value:

@@ -163,7 +163,7 @@ def _one_side(check: _Check, info: model_pb2.ModelInfo, given: str) -> None:
             nearest_widths(check.unfit[given], sides),
         )
     missing = "height" if given == "width" else "width"
-    check.refuse(missing, "must be given together with the other of width and height")
+    check.refuse(missing, f"must be given too, since {given} is; or give neither")
 
 
 def _named_size(check: _Check, info: model_pb2.ModelInfo) -> model_pb2.VideoSize:

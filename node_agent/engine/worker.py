@@ -87,7 +87,13 @@ class Worker:
             while True:
                 self._draw_next(artist)
         except LoadError as error:
-            _log.exception("cannot serve the model", code=error.code)
+            # The message says what is wrong with the folder; a trace adds what it came from.
+            _log.error(
+                "cannot serve the model",
+                code=error.code,
+                reason=str(error),
+                exc_info=error.__cause__ or False,
+            )
             self._die(error.code, str(error))
         except DeviceLostError:
             _log.exception("the device is lost")

@@ -6,11 +6,14 @@ import json
 import aiohttp
 import grpc
 import pytest
+from grpc import aio
 from reelmesh.v1 import video_pb2, video_service_pb2
 
 from gateway.edge.config import EdgeConfig
 from tests.support.edges import serve_edges
 from tests.support.refusals import details_of, refused, refused_by_grpc, spec_of
+from wan_t2v_sdk.errors import InvalidRequestError
+from wan_t2v_sdk.rpc_status import error_of
 
 # Field as HTTP says it, JSON value, field as gRPC says it.
 WRONG_VALUES = [
@@ -289,6 +292,17 @@ async def test_a_large_form_is_413(edges):
 async def test_a_message_over_the_limit_is_refused_with_the_limit(edges):
     info, _bad = await refused_by_grpc(edges, video_pb2.VideoSpec(prompt="x" * 70_000))
     assert info.reason == "payload_too_large"
+
+
+async def test_a_message_that_grpc_itself_cuts_off_is_told_by_its_size(edges):
+    # Four times our limit and more: no handler of ours ever sees it.
+    request = video_service_pb2.CreateVideoRequest(spec=video_pb2.VideoSpec(prompt="x" * 6_000_000))
+    with pytest.raises(aio.AioRpcError) as caught:
+        await edges.videos.CreateVideo(request, metadata=edges.metadata())
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    told = error_of(caught.value, endpoint="ap=h:1")
+    assert (type(told), told.code) == (InvalidRequestError, "payload_too_large")
+    assert "6000" in told.message
 
 
 async def test_a_message_far_over_the_limit_is_cut_off(edges):

@@ -83,6 +83,12 @@ def test_every_seed_passes_both_ways(value):
     assert parse_value(FIELDS["seed"], str(value), from_text=True) == value
 
 
+@pytest.mark.parametrize("value", [16.0, 1e9, 9007199254740993.0, -0.0])
+def test_a_whole_number_is_written_in_plain_digits(value):
+    with pytest.raises(WrongValue, match="plain digits"):
+        parse_value(FIELDS["num_frames"], value, from_text=False)
+
+
 @pytest.mark.parametrize(("text", "value"), [("4", 4.0), ("2.5", 2.5), ("1e1", 10.0)])
 def test_seconds_may_be_text_in_json(text, value):
     assert parse_value(FIELDS["seconds"], text, from_text=False) == value
