@@ -5,7 +5,7 @@
 
 One real control plane process and one real etcd (without fsync, as in the tests). Nodes and
 gateways are asyncio agents in processes of their own that speak the real protocol: Attach with
-hello, beats four times a lease and changes; WatchFleet; AttachGateway; they answer the health
+hello, beats three times a lease and changes; WatchFleet; AttachGateway; they answer the health
 calls. Several agents share a connection (--per-connection), a gateway has its own. Canaries are
 off: these nodes can draw nothing.
 

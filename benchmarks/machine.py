@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from reelkit.tasks import TaskScope
+
 SLEEP_S = 0.002
 SAMPLE_FOR_S = 2.0
 
@@ -70,16 +72,14 @@ class LoopDelay:
     def __init__(self, every_s: float = 0.02) -> None:
         self._every_s = every_s
         self._overshoots: list[float] = []
-        self._task: asyncio.Task[None] | None = None
+        self._scope = TaskScope("loop-delay")
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._sample(), name="loop-delay")
+        self._scope.spawn(self._sample(), name="sample")
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._scope.cancel_all()
 
     @property
     def delay(self) -> Delay:

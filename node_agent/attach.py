@@ -29,7 +29,7 @@ from reelmesh.v1.node_pb2 import NodeStatus
 
 from node_agent.status import StatusBoard
 from reelkit.clock import Clock
-from reelkit.rpc import internal_channel
+from reelkit.rpc import REPORTS_PER_LEASE, internal_channel
 from reelkit.tasks import TaskScope, retry_forever
 
 _log = structlog.get_logger("node_agent.attach")
@@ -201,7 +201,7 @@ class Attachment:
             call.cancel()
 
     async def _next_report(self, said: NodeStatus) -> NodeStatus:
-        beat_s = max(self._ttl_s / 4, _MIN_BEAT_S)
+        beat_s = max(self._ttl_s / REPORTS_PER_LEASE, _MIN_BEAT_S)
         status = said
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(beat_s):

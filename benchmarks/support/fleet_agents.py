@@ -21,11 +21,10 @@ from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
 from benchmarks.machine import LoopDelay
 from benchmarks.support.talk import Answer, answer_questions
 from reelkit import rpc
+from reelkit.tasks import TaskScope
 
 REGION = "bench"
 HELLOS_AT_ONCE = 100
-BEATS_PER_LEASE = 4
-"""As node_agent/attach.py does it."""
 
 _MODEL = model_pb2.ModelInfo(name="demo", version="v0", manifest_sha256="0" * 64)
 
@@ -33,8 +32,9 @@ _MODEL = model_pb2.ModelInfo(name="demo", version="v0", manifest_sha256="0" * 64
 class SimAgent:
     """One agent's stream; begun anew when it breaks."""
 
-    def __init__(self, node_id: str, address: str, channel: aio.Channel) -> None:
+    def __init__(self, node_id: str, address: str, channel: aio.Channel, scope: TaskScope) -> None:
         self.node_id = node_id
+        self._scope = scope
         self.silent = False
         self.breaks = 0
         self._address = address
@@ -88,7 +88,7 @@ class SimAgent:
             await call.write(cp.AttachRequest(hello=hello))
             self._take(await call.read())
         welcomed.put_nowait(self.node_id)
-        reading = asyncio.create_task(self._read(call), name=self.node_id)
+        reading = self._scope.spawn(self._read(call), name=self.node_id, fatal=False)
         try:
             while not reading.done():
                 self._news.clear()
@@ -112,24 +112,22 @@ class SimAgent:
     def _take(self, response: object) -> None:
         if isinstance(response, cp.AttachResponse) and response.HasField("welcome"):
             self._lease_id = response.welcome.lease_id
-            self._beat_s = response.welcome.lease_ttl_s / BEATS_PER_LEASE
+            self._beat_s = response.welcome.lease_ttl_s / rpc.REPORTS_PER_LEASE
 
 
 class Agents:
     """The agents of this process, and what they are asked to do."""
 
-    def __init__(self, agents: Sequence[SimAgent]) -> None:
+    def __init__(self, agents: Sequence[SimAgent], scope: TaskScope) -> None:
         self._agents = agents
-        self._tasks: list[asyncio.Task[None]] = []
+        self._scope = scope
         self._welcomed: asyncio.Queue[str] = asyncio.Queue()
 
     async def attach(self) -> Answer:
         """All of them say hello; answers when all were welcomed."""
         hellos = asyncio.Semaphore(HELLOS_AT_ONCE)
-        self._tasks = [
-            asyncio.create_task(agent.run(hellos, self._welcomed), name=agent.node_id)
-            for agent in self._agents
-        ]
+        for agent in self._agents:
+            self._scope.spawn(agent.run(hellos, self._welcomed), name=f"{agent.node_id}/run")
         for _ in self._agents:
             await self._welcomed.get()
         return {"at": time.monotonic()}
@@ -172,22 +170,23 @@ async def serve(args: argparse.Namespace) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    channels: list[aio.Channel] = []
-    agents = []
-    for number in range(args.first, args.first + args.count):
-        if (number - args.first) % args.per_connection == 0:
-            channels.append(rpc.internal_channel(args.control_plane))
-        agents.append(SimAgent(f"node-{number:05d}", address, channels[-1]))
-    fleet = Agents(agents)
-    await answer_questions(
-        {
-            "attach": fleet.attach,
-            "change": fleet.change,
-            "silence": fleet.silence,
-            "resume": fleet.resume,
-            "breaks": fleet.breaks,
-        }
-    )
+    async with TaskScope("fleet-agents") as scope:
+        channels: list[aio.Channel] = []
+        agents = []
+        for number in range(args.first, args.first + args.count):
+            if (number - args.first) % args.per_connection == 0:
+                channels.append(rpc.internal_channel(args.control_plane))
+            agents.append(SimAgent(f"node-{number:05d}", address, channels[-1], scope))
+        fleet = Agents(agents, scope)
+        await answer_questions(
+            {
+                "attach": fleet.attach,
+                "change": fleet.change,
+                "silence": fleet.silence,
+                "resume": fleet.resume,
+                "breaks": fleet.breaks,
+            }
+        )
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
 from gateway.fleet.node_link import StreamBroken, broken
 from gateway.fleet.nodes import Fleet
 from reelkit.clock import Clock
-from reelkit.rpc import internal_channel
+from reelkit.rpc import REPORTS_PER_LEASE, internal_channel
 from reelkit.tasks import TaskScope, retry_forever
 
 _FIRST_ANSWER_S = 5.0
@@ -221,7 +221,7 @@ class ControlPlaneLink:
         hello.CopyFrom(self._hello)
         hello.lease_id = self._lease_id
         yield control_plane_service_pb2.AttachGatewayRequest(hello=hello)
-        every_s = max(await welcomed / 3, 0.2)
+        every_s = max(await welcomed / REPORTS_PER_LEASE, 0.2)
         while not self._leaving.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(every_s):

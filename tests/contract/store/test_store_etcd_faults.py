@@ -29,12 +29,6 @@ from tests.support.stores import (
 )
 
 
-@pytest.fixture(autouse=True)
-def short_rests(monkeypatch):
-    """The same behaviour in less time: an endpoint that failed rests 0.2 s at first, not 1 s."""
-    monkeypatch.setattr("control_plane.store.etcd.connection.FIRST_BACKOFF_S", 0.2)
-
-
 @pytest.fixture
 async def etcd(tmp_path):
     async with running_etcd(tmp_path) as process:
