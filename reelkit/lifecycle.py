@@ -12,6 +12,7 @@ from typing import Protocol
 import structlog
 
 from reelkit.settings import CONFIG_ERROR_CODE, ConfigError
+from reelkit.watchdog import DEFAULT_LIMIT_S, LoopWatchdog
 
 _log = structlog.get_logger("reelkit.lifecycle")
 
@@ -30,14 +31,23 @@ class App(Protocol):
         ...
 
 
-def run_app(build: Callable[[], AbstractAsyncContextManager[App]], *, name: str) -> int:
+def run_app(
+    build: Callable[[], AbstractAsyncContextManager[App]],
+    *,
+    name: str,
+    hang_limit_s: float = DEFAULT_LIMIT_S,
+) -> int:
     """Runs an app until SIGTERM or SIGINT and returns the process's exit code.
 
     The first signal drains and stops, a second exits at once. An app whose ``serve``
     fails is stopped and answers 1, so that a supervisor restarts it. One whose ``build``
-    raises ConfigError answers 2 and says why in one line.
+    raises ConfigError answers 2 and says why in one line. Where the event loop stands still
+    for ``hang_limit_s``, the process ends with 71.
     """
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with (
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        LoopWatchdog(runner.get_loop(), limit_s=hang_limit_s),
+    ):
         return runner.run(_live(build, name=name))
 
 

@@ -4,11 +4,12 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 PROGRAM = """
-import asyncio, contextlib, sys
+import asyncio, contextlib, sys, time
 from reelkit.lifecycle import run_app
 from reelkit.logs import setup_logging
 from reelkit.settings import ConfigError, blame_field
@@ -22,6 +23,8 @@ class App:
         print("serving", flush=True)
         if MODE == "fails":
             raise OSError("essential part is gone")
+        if MODE == "hangs":
+            time.sleep(60)
         await asyncio.Event().wait()
 
     async def drain(self):
@@ -39,7 +42,7 @@ async def build():
     yield App()
     print("closed", flush=True)
 
-sys.exit(run_app(build, name="test"))
+sys.exit(run_app(build, name="test", hang_limit_s=1.0))
 """
 
 
@@ -82,6 +85,25 @@ def test_a_second_signal_exits_at_once(start):
 def test_a_failed_part_ends_the_process_with_one(start):
     process = start("fails")
     assert process.wait(timeout=20) == 1
+
+
+def test_a_loop_that_stands_still_ends_the_process_and_says_where():
+    done = run("hangs")
+    assert done.returncode == 71
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert said["event"] == "the event loop stands still"
+    assert "time.sleep(60)" in said["stack"] or "in serve" in said["stack"]
+
+
+def test_a_process_that_was_stopped_for_long_has_not_hung(start):
+    process = start("normal")
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("draining\nclosed\n", 0)
 
 
 def run(mode: str) -> subprocess.CompletedProcess[str]:
