@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import random
 from collections.abc import AsyncIterator
@@ -207,6 +208,8 @@ async def _across_regions(
         loads=loads,
         clock=clock,
         scope=core.scope,
+        # As long as the record of the video that was made there.
+        key_keep_s=math.ceil(config.artifacts.retention_s + config.runs.max_lifetime_s),
     )
     return application, regions
 

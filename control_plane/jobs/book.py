@@ -12,7 +12,13 @@ from typing import Final
 
 from reelmesh.v1 import job_service_pb2 as pb
 
-from control_plane.errors import NotFinishedError, NotFoundError, SupersededError
+from control_plane.errors import (
+    LeaseNotFoundError,
+    NotFinishedError,
+    NotFoundError,
+    SupersededError,
+)
+from control_plane.jobs.assignments import BucketLeases, KeyElsewhere, assigned_to, region_in
 from control_plane.jobs.records import (
     decode,
     encode,
@@ -30,11 +36,13 @@ from control_plane.store.port import (
     KeyValue,
     Put,
     Store,
+    TxnResult,
     absent,
     holds,
     unchanged,
 )
 from control_plane.store.writer import FencedWriter
+from reelkit.clock import Clock
 
 # Each try lost to somebody else's write of the same job.
 MAX_TRIES: Final = 8
@@ -43,15 +51,23 @@ MAX_TRIES: Final = 8
 class JobBook:
     """Creates, claims, updates, lists and deletes records."""
 
-    def __init__(self, *, store: Store, writer: FencedWriter, keys: Keys) -> None:
+    def __init__(self, *, store: Store, writer: FencedWriter, keys: Keys, clock: Clock) -> None:
         self._store = store
+        self._leases = BucketLeases(store=store, clock=clock)
         self._writer = writer
         self._keys = keys
 
-    async def create(self, record: pb.JobRecord) -> tuple[pb.JobRecord, bool]:
+    async def create(
+        self, record: pb.JobRecord, *, over_assignment: bool = False
+    ) -> tuple[pb.JobRecord, bool]:
         """The record that stands, and whether it is this one.
 
+        Args:
+            record: The new one.
+            over_assignment: Its key may be assigned to another region.
+
         Raises:
+            KeyElsewhere: Its key is, and ``over_assignment`` was not given.
             RecordTooLargeError: It passes the store's limit.
             StoreError: Whether it was written is not known; call again.
         """
@@ -78,6 +94,13 @@ class JobBook:
                 return standing, same_owner(standing, record) and not ended(standing)
             index = result.gets[1] if len(result.gets) > 1 else None
             if index is None:
+                compares[1] = absent(key)
+                continue
+            region = region_in(index.value)
+            if region is not None:
+                if not over_assignment:
+                    raise KeyElsewhere(region)
+                compares[1] = unchanged(key, index.mod_revision)
                 continue
             earlier = await self._store.get(self._keys.job(index.value.decode()))
             if earlier is not None:
@@ -98,11 +121,63 @@ class JobBook:
 
         Raises:
             NotFoundError: There is none.
+            KeyElsewhere: It was assigned to another region.
         """
         index = await self._store.get(self._keys.job_key(tenant, idempotency_key))
         if index is None:
             raise NotFoundError("the key was never used, or its job is gone")
+        region = region_in(index.value)
+        if region is not None:
+            raise KeyElsewhere(region)
         return await self.get(tenant, index.value.decode())
+
+    async def assign_key(
+        self, tenant: str, idempotency_key: str, *, region: str, over_region: str, keep_s: int
+    ) -> pb.JobRecord | str:
+        """The region that the key is assigned to, or the job that it has made here.
+
+        Args:
+            tenant: Whose key.
+            idempotency_key: The key.
+            region: Where its video is to be made.
+            over_region: The assignment that gives way.
+            keep_s: Seconds until it is forgotten, at least.
+        """
+        key = self._keys.job_key(tenant, idempotency_key)
+        found = await self._store.get(key)
+        for _ in range(MAX_TRIES):
+            if found is not None:
+                standing = region_in(found.value)
+                if standing is not None and standing != over_region:
+                    return standing
+                if standing is None:
+                    job = await self._store.get(self._keys.job(found.value.decode()))
+                    if job is not None:
+                        return _record(job)
+            result = await self._put_for(
+                keep_s,
+                [unchanged(key, found.mod_revision if found else 0)],
+                key,
+                assigned_to(region),
+            )
+            if result.succeeded:
+                return region
+            found = result.gets[0]
+        raise SupersededError("the key is written by others all the time; ask again")
+
+    async def _put_for(
+        self, keep_s: int, compares: list[Compare], key: str, value: bytes
+    ) -> TxnResult:
+        """Writes a key that goes by itself; a lease that ran out is replaced once."""
+        for last in (False, True):
+            lease_id = await self._leases.lease(keep_s)
+            try:
+                return await self._writer.txn(compares, [Put(key, value, lease_id)], [Get(key)])
+            except LeaseNotFoundError:
+                self._leases.forget(lease_id)
+                if last:
+                    raise
+        raise AssertionError  # pragma: no cover - the loop ends above
 
     async def claim(
         self, job_id: str, *, epoch: int, gateway_id: str, incarnation: str

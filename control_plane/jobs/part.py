@@ -36,6 +36,6 @@ def make_jobs(
     """The part for one region; ``observe`` is told of each call."""
     live = LiveJobs(keys=keys, on_change=fleet.wake)
     watchers = OrphanWatchers(live=live, fleet=fleet, clock=clock, heartbeat_s=heartbeat_s)
-    book = JobBook(store=store, writer=writer, keys=keys)
+    book = JobBook(store=store, writer=writer, keys=keys, clock=clock)
     service = JobService(book=book, watchers=watchers, observe=observe)
     return Jobs(service=service, live=live, watchers=watchers)

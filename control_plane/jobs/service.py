@@ -11,6 +11,7 @@ from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1 import job_service_pb2_grpc as pb_grpc
 
 from control_plane.errors import ControlPlaneError, InvalidRequestError, abort
+from control_plane.jobs.assignments import KeyElsewhere
 from control_plane.jobs.book import JobBook
 from control_plane.jobs.orphans import OrphanWatchers
 from control_plane.jobs.records import MAX_ID_CHARS, check
@@ -18,6 +19,8 @@ from control_plane.jobs.records import MAX_ID_CHARS, check
 _log = structlog.get_logger("control_plane.jobs")
 
 MAX_PAGE: Final = 100
+MAX_KEY_CHARS: Final = 1024
+MAX_KEEP_S: Final = 366 * 24 * 3600
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["JobService"].full_name
 
@@ -51,6 +54,10 @@ class JobService(pb_grpc.JobServiceServicer):
     ) -> pb.FindJobByKeyResponse:
         """See job_service.proto."""
         return await self._answer("FindJobByKey", self._find, request, context)
+
+    async def AssignKey(self, request: pb.AssignKeyRequest, context: Any) -> pb.AssignKeyResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("AssignKey", self._assign_key, request, context)
 
     async def ClaimJob(self, request: pb.ClaimJobRequest, context: Any) -> pb.ClaimJobResponse:  # noqa: N802 - as above
         """See job_service.proto."""
@@ -112,7 +119,12 @@ class JobService(pb_grpc.JobServiceServicer):
 
     async def _create(self, request: pb.CreateJobRequest) -> pb.CreateJobResponse:
         check(request.job)
-        job, created = await self._book.create(request.job)
+        try:
+            job, created = await self._book.create(
+                request.job, over_assignment=request.over_assignment
+            )
+        except KeyElsewhere as elsewhere:
+            return pb.CreateJobResponse(key_region=elsewhere.region)
         return pb.CreateJobResponse(job=job, created=created)
 
     async def _get(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
@@ -120,8 +132,27 @@ class JobService(pb_grpc.JobServiceServicer):
         return pb.GetJobResponse(job=await self._book.get(request.tenant, request.job_id))
 
     async def _find(self, request: pb.FindJobByKeyRequest) -> pb.FindJobByKeyResponse:
-        job = await self._book.find_key(request.tenant, request.idempotency_key)
+        try:
+            job = await self._book.find_key(request.tenant, request.idempotency_key)
+        except KeyElsewhere as elsewhere:
+            return pb.FindJobByKeyResponse(key_region=elsewhere.region)
         return pb.FindJobByKeyResponse(job=job)
+
+    async def _assign_key(self, request: pb.AssignKeyRequest) -> pb.AssignKeyResponse:
+        for field in ("tenant", "idempotency_key", "region"):
+            _check_text(field, getattr(request, field))
+        if not 1 <= request.keep_s <= MAX_KEEP_S:
+            raise InvalidRequestError("keep_s", f"must be 1 to {MAX_KEEP_S}, not {request.keep_s}")
+        standing = await self._book.assign_key(
+            request.tenant,
+            request.idempotency_key,
+            region=request.region,
+            over_region=request.over_region,
+            keep_s=request.keep_s,
+        )
+        if isinstance(standing, str):
+            return pb.AssignKeyResponse(region=standing)
+        return pb.AssignKeyResponse(job=standing)
 
     async def _claim(self, request: pb.ClaimJobRequest) -> pb.ClaimJobResponse:
         for field in ("job_id", "gateway_id", "incarnation"):
@@ -162,6 +193,11 @@ class JobService(pb_grpc.JobServiceServicer):
         if len(request.job_ids) > MAX_PAGE:
             raise InvalidRequestError("job_ids", f"must be at most {MAX_PAGE}")
         return pb.KnownJobsResponse(job_ids=await self._book.known(request.job_ids))
+
+
+def _check_text(field: str, value: str) -> None:
+    if not 1 <= len(value) <= MAX_KEY_CHARS:
+        raise InvalidRequestError(field, f"must have 1 to {MAX_KEY_CHARS} characters")
 
 
 def _check_id(field: str, value: str) -> None:

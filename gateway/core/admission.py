@@ -29,7 +29,7 @@ from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
-from gateway.jobs.store import Owner, check_digest, copied
+from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
 from gateway.validation.fields import check_options, number
 from gateway.validation.request import resolve
 from reelkit.clock import Clock
@@ -104,10 +104,18 @@ class Admission:
         *,
         streamed: bool,
         unfit: Mapping[str, int],
+        over_assignment: bool,
     ) -> video_pb2.Video:
-        """See :meth:`gateway.application.VideoApplication.create`."""
+        """See :meth:`gateway.core.videos.Videos.create`."""
         try:
-            return await self._create(caller, spec, options, streamed=streamed, unfit=unfit)
+            return await self._create(
+                caller,
+                spec,
+                options,
+                streamed=streamed,
+                unfit=unfit,
+                over_assignment=over_assignment,
+            )
         except GatewayError as error:
             self._metrics.refused(error.code)
             raise
@@ -120,12 +128,13 @@ class Admission:
         *,
         streamed: bool,
         unfit: Mapping[str, int],
+        over_assignment: bool,
     ) -> video_pb2.Video:
         violations = check_options(options)
         digest = records.request_digest(spec)
         keep = options.durable or not streamed
         if options.idempotency_key and not violations and not unfit:
-            standing = await self._jobs.find_key(caller.tenant, options.idempotency_key)
+            standing = await self._find(caller, options, over_assignment=over_assignment)
             if standing is not None:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
@@ -144,13 +153,25 @@ class Admission:
         )
         records.check_size(record)
         # A client that leaves now leaves no record behind that nobody runs.
-        begin = self._begin_keyed if record.idempotency_key else self._begin
-        begun = self._scope.spawn(
-            begin(record), name="admit", fatal=False, context=outliving_context()
+        beginning = (
+            self._begin_keyed(record, over_assignment=over_assignment)
+            if record.idempotency_key
+            else self._begin(record)
         )
+        begun = self._scope.spawn(beginning, name="admit", fatal=False, context=outliving_context())
         self._begins += 1
         begun.add_done_callback(self._note_begun)
         return await asyncio.shield(begun)
+
+    async def _find(
+        self, caller: Caller, options: video_service_pb2.CreateOptions, *, over_assignment: bool
+    ) -> job_service_pb2.JobRecord | None:
+        try:
+            return await self._jobs.find_key(caller.tenant, options.idempotency_key)
+        except KeyElsewhere:
+            if over_assignment:
+                return None
+            raise
 
     def _note_begun(self, begun: asyncio.Task[video_pb2.Video]) -> None:
         self._begins -= 1
@@ -158,10 +179,12 @@ class Admission:
             # Its client may have left: then nobody else looks at it.
             begun.exception()
 
-    async def _begin_keyed(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
+    async def _begin_keyed(
+        self, record: job_service_pb2.JobRecord, *, over_assignment: bool
+    ) -> video_pb2.Video:
         """Records the job, then starts it: its key may have a video already."""
         try:
-            standing, created = await self._jobs.create(record)
+            standing, created = await self._jobs.create(record, over_assignment=over_assignment)
         except JobStoreAway:
             self._late.disclaim(record, begin=self._begin_recorded)
             raise

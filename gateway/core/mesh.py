@@ -21,8 +21,9 @@ from reelmesh.v1 import (
 
 from gateway.application import ALL_FIT, Caller, Download
 from gateway.core.load import LoadReporter
+from gateway.core.new_videos import NewVideos
 from gateway.core.videos import Videos
-from gateway.errors import GatewayError, OtherRegion, Unavailable, VideoNotFound
+from gateway.errors import OtherRegion, Unavailable, VideoNotFound
 from gateway.jobs.ids import region_of
 from gateway.output.wire import seq_of_encoded
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
@@ -39,9 +40,6 @@ _log = structlog.get_logger("gateway.mesh")
 MAX_BREAKS: Final = 6
 BREAK_DELAY_S: Final = 0.2
 RETRY_AFTER_S: Final = 5.0
-# A region that was lost is back within minutes, or its jobs' deadlines end them.
-SUPERSEDE_FOR_S: Final = 900.0
-SUPERSEDE_EVERY_S: Final = 5.0
 
 
 class MeshVideos:
@@ -54,6 +52,7 @@ class MeshVideos:
         peers: Calls to their gateways.
         loads: What this region tells them.
         scope: Owns what goes on after an answer.
+        key_keep_s: How long it is remembered that a key's video was made elsewhere.
     """
 
     def __init__(
@@ -66,14 +65,24 @@ class MeshVideos:
         loads: LoadReporter,
         clock: Clock,
         scope: TaskScope,
+        key_keep_s: int,
     ) -> None:
-        self._scope = scope
         self._region = region
         self._home = home
         self._regions = regions
         self._peers = peers
         self._loads = loads
         self._clock = clock
+        self._new = NewVideos(
+            region=region,
+            home=home,
+            regions=regions,
+            peers=peers,
+            cancel=self.cancel,
+            clock=clock,
+            scope=scope,
+            key_keep_s=key_keep_s,
+        )
 
     # --- new videos ---
 
@@ -87,81 +96,7 @@ class MeshVideos:
         unfit: Mapping[str, int] = ALL_FIT,
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
-        video = await self._create(caller, spec, options, streamed=streamed, unfit=unfit)
-        if options.supersedes and not caller.hops:
-            self._scope.spawn(
-                self._supersede(caller, options.supersedes), name="supersede", fatal=False
-            )
-        return video
-
-    async def _supersede(self, caller: Caller, video_id: str) -> None:
-        """Cancels the copy that a client left behind in a region it lost, once that is back."""
-        give_up_s = self._clock.monotonic() + SUPERSEDE_FOR_S
-        while self._clock.monotonic() < give_up_s:
-            try:
-                video = await self.cancel(caller, video_id)
-            except (VideoNotFound, OtherRegion):
-                return
-            except GatewayError as error:
-                _log.debug("copy not cancelled yet", job_id=video_id, cause=error.code)
-                await self._clock.sleep(SUPERSEDE_EVERY_S)
-            else:
-                _log.info("superseded copy", job_id=video_id, status=video.status)
-                return
-
-    async def _create(
-        self,
-        caller: Caller,
-        spec: video_pb2.VideoSpec,
-        options: video_service_pb2.CreateOptions,
-        *,
-        streamed: bool,
-        unfit: Mapping[str, int],
-    ) -> video_pb2.Video:
-        elsewhere = None if caller.hops or unfit else self._elsewhere(spec, options)
-        if elsewhere is not None:
-            try:
-                return await self._forward(elsewhere, caller, spec, options, streamed=streamed)
-            except (PeerGone, NotItsOwn) as error:
-                _log.info("not forwarded", region=elsewhere.region, cause=str(error))
-        if self._regions.draining and not caller.hops:
-            raise Unavailable(
-                f"region {self._region} is being drained; use another", retry_after_s=RETRY_AFTER_S
-            )
-        return await self._home.create(caller, spec, options, streamed=streamed, unfit=unfit)
-
-    def _elsewhere(
-        self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
-    ) -> RegionLink | None:
-        """The other region that should make it, None: this one should, or nobody can."""
-        outlook = self._home.outlook(spec, options)
-        if outlook is None:
-            return None
-        able = outlook.wait_s is not None and not self._regions.draining
-        if options.idempotency_key and able:
-            # Its key is this region's: asked for again it must find the same video.
-            return None
-        chosen = self._regions.choose(
-            outlook.model,
-            units=outlook.units,
-            local_wait_s=outlook.wait_s,
-            local_speed=outlook.units_per_second,
-        )
-        return self._regions.link(chosen) if chosen not in (None, self._region) else None
-
-    async def _forward(
-        self,
-        link: RegionLink,
-        caller: Caller,
-        spec: video_pb2.VideoSpec,
-        options: video_service_pb2.CreateOptions,
-        *,
-        streamed: bool,
-    ) -> video_pb2.Video:
-        address = link.addresses[0]
-        video = await self._peers.create(address, caller, spec, options, streamed=streamed)
-        _log.info("forwarded", region=link.region, job_id=video.id)
-        return video
+        return await self._new.create(caller, spec, options, streamed=streamed, unfit=unfit)
 
     # --- videos of any region ---
 

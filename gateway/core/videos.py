@@ -84,9 +84,32 @@ class Videos:
         *,
         streamed: bool,
         unfit: Mapping[str, int] = ALL_FIT,
+        over_assignment: bool = False,
     ) -> video_pb2.Video:
-        """See :meth:`gateway.application.VideoApplication.create`."""
-        return await self._admission.create(caller, spec, options, streamed=streamed, unfit=unfit)
+        """See :meth:`gateway.application.VideoApplication.create`.
+
+        Args as there, and:
+            over_assignment: It is made here though its key was assigned to another region.
+
+        Raises:
+            KeyElsewhere: Its key was, and ``over_assignment`` was not given.
+        """
+        return await self._admission.create(
+            caller,
+            spec,
+            options,
+            streamed=streamed,
+            unfit=unfit,
+            over_assignment=over_assignment,
+        )
+
+    async def assign_key(
+        self, caller: Caller, key: str, *, region: str, over_region: str, keep_s: int
+    ) -> str | None:
+        """See :meth:`gateway.jobs.store.JobStore.assign_key`."""
+        return await self._jobs.assign_key(
+            caller.tenant, key, region=region, over_region=over_region, keep_s=keep_s
+        )
 
     def outlook(
         self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions

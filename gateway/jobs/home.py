@@ -36,10 +36,10 @@ class HomeJobs:
         return self._region.away
 
     async def create(
-        self, record: job_service_pb2.JobRecord
+        self, record: job_service_pb2.JobRecord, *, over_assignment: bool = False
     ) -> tuple[job_service_pb2.JobRecord, bool]:
         """See :meth:`gateway.jobs.store.JobStore.create`: the region's."""
-        return await self._region.create(record)
+        return await self._region.create(record, over_assignment=over_assignment)
 
     async def create_here(self, record: job_service_pb2.JobRecord) -> None:
         """Writes a record that only this gateway will know.
@@ -68,6 +68,14 @@ class HomeJobs:
     async def find_key(self, tenant: str, key: str) -> job_service_pb2.JobRecord | None:
         """See :meth:`gateway.jobs.store.JobStore.find_key`; the side book has no keys."""
         return await self._region.find_key(tenant, key)
+
+    async def assign_key(
+        self, tenant: str, key: str, *, region: str, over_region: str, keep_s: int
+    ) -> str | None:
+        """See :meth:`gateway.jobs.store.JobStore.assign_key`: the region's."""
+        return await self._region.assign_key(
+            tenant, key, region=region, over_region=over_region, keep_s=keep_s
+        )
 
     async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
         """See :meth:`gateway.jobs.store.JobStore.get`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bisect
+from collections import OrderedDict
 from collections.abc import Collection
 
 from reelmesh.v1 import job_service_pb2
 
 from gateway.errors import NotFinished, ResourceExhausted
-from gateway.jobs.store import TERMINAL_STATUSES, Owner, check_digest, copied
+from gateway.jobs.store import TERMINAL_STATUSES, KeyElsewhere, Owner, check_digest, copied
 
 
 class MemoryJobStore:
@@ -23,6 +24,8 @@ class MemoryJobStore:
         self._records: dict[str, job_service_pb2.JobRecord] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._ids: dict[str, list[str]] = {}
+        # Regions by keys whose videos are made there.
+        self._assigned: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     @property
     def durable(self) -> bool:
@@ -35,10 +38,14 @@ class MemoryJobStore:
         return False
 
     async def create(
-        self, record: job_service_pb2.JobRecord
+        self, record: job_service_pb2.JobRecord, *, over_assignment: bool = False
     ) -> tuple[job_service_pb2.JobRecord, bool]:
         """See :meth:`JobStore.create`."""
         key = (record.tenant, record.idempotency_key)
+        if over_assignment:
+            self._assigned.pop(key, None)
+        elif key in self._assigned:
+            raise KeyElsewhere(self._assigned[key])
         standing_id = self._keys.get(key) if record.idempotency_key else None
         if standing_id is None and record.video.id in self._records:
             standing_id = record.video.id
@@ -60,8 +67,29 @@ class MemoryJobStore:
 
     async def find_key(self, tenant: str, key: str) -> job_service_pb2.JobRecord | None:
         """See :meth:`JobStore.find_key`."""
+        if (tenant, key) in self._assigned:
+            raise KeyElsewhere(self._assigned[tenant, key])
         job_id = self._keys.get((tenant, key))
         return None if job_id is None else copied(self._records[job_id])
+
+    async def assign_key(
+        self,
+        tenant: str,
+        key: str,
+        *,
+        region: str,
+        over_region: str,
+        keep_s: int,  # noqa: ARG002 - the port's
+    ) -> str | None:
+        """See :meth:`JobStore.assign_key`; the oldest are forgotten when they are many."""
+        if (tenant, key) in self._keys:
+            return None
+        standing = self._assigned.get((tenant, key))
+        if standing is None or standing == over_region:
+            self._assigned[tenant, key] = region
+            if len(self._assigned) > self._max_records:
+                self._assigned.popitem(last=False)
+        return self._assigned[tenant, key]
 
     async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
         """See :meth:`JobStore.get`."""

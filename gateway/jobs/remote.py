@@ -20,7 +20,7 @@ from gateway.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from gateway.jobs.store import Owner, check_digest
+from gateway.jobs.store import KeyElsewhere, Owner, check_digest
 from reelkit.clock import Clock
 from reelkit.rpc import internal_channel
 
@@ -90,10 +90,14 @@ class RemoteJobStore:
         """True: the region's etcd."""
         return True
 
-    async def create(self, record: pb.JobRecord) -> tuple[pb.JobRecord, bool]:
+    async def create(
+        self, record: pb.JobRecord, *, over_assignment: bool = False
+    ) -> tuple[pb.JobRecord, bool]:
         """See :meth:`gateway.jobs.store.JobStore.create`."""
-        request = pb.CreateJobRequest(job=record)
+        request = pb.CreateJobRequest(job=record, over_assignment=over_assignment)
         answer = await self._ask(lambda stub, limit_s: stub.CreateJob(request, timeout=limit_s))
+        if answer.key_region:
+            raise KeyElsewhere(answer.key_region)
         if not answer.created:
             check_digest(answer.job, record.request_digest)
         return _bare(answer.job), answer.created
@@ -102,7 +106,23 @@ class RemoteJobStore:
         """See :meth:`gateway.jobs.store.JobStore.find_key`."""
         request = pb.FindJobByKeyRequest(tenant=tenant, idempotency_key=key)
         answer = await self._find(lambda stub, limit_s: stub.FindJobByKey(request, timeout=limit_s))
+        if answer is not None and answer.key_region:
+            raise KeyElsewhere(answer.key_region)
         return None if answer is None else _bare(answer.job)
+
+    async def assign_key(
+        self, tenant: str, key: str, *, region: str, over_region: str, keep_s: int
+    ) -> str | None:
+        """See :meth:`gateway.jobs.store.JobStore.assign_key`."""
+        request = pb.AssignKeyRequest(
+            tenant=tenant,
+            idempotency_key=key,
+            region=region,
+            over_region=over_region,
+            keep_s=keep_s,
+        )
+        answer = await self._ask(lambda stub, limit_s: stub.AssignKey(request, timeout=limit_s))
+        return answer.region if answer.WhichOneof("standing") == "region" else None
 
     async def get(self, tenant: str, job_id: str) -> pb.JobRecord | None:
         """See :meth:`gateway.jobs.store.JobStore.get`."""

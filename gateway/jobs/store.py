@@ -32,6 +32,14 @@ class Owner:
     incarnation: str
 
 
+class KeyElsewhere(Exception):  # noqa: N818 - an answer, not a failure
+    """A tenant's idempotency key was assigned to another region."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__(region)
+        self.region = region
+
+
 class JobStore(Protocol):
     """Where job records are kept. Records are given and taken as copies.
 
@@ -50,18 +58,34 @@ class JobStore(Protocol):
         ...
 
     async def create(
-        self, record: job_service_pb2.JobRecord
+        self, record: job_service_pb2.JobRecord, *, over_assignment: bool = False
     ) -> tuple[job_service_pb2.JobRecord, bool]:
         """Writes a new record; answers the record that stands and whether it is this one.
 
         Raises:
+            KeyElsewhere: Its key was assigned to another region, and ``over_assignment``
+                does not say that it is made here all the same.
             IdempotencyConflict: The tenant used the key with another request.
             ResourceExhausted: There is no room for another record.
         """
         ...
 
     async def find_key(self, tenant: str, key: str) -> job_service_pb2.JobRecord | None:
-        """The record that a tenant's idempotency key made."""
+        """The record that a tenant's idempotency key made.
+
+        Raises:
+            KeyElsewhere: The key was assigned to another region.
+        """
+        ...
+
+    async def assign_key(
+        self, tenant: str, key: str, *, region: str, over_region: str, keep_s: int
+    ) -> str | None:
+        """Says that a key's video is made in another region; answers the region that stands.
+
+        None: the key has made a video here. The first assignment stands, unless it is to
+        ``over_region``; it is forgotten after ``keep_s`` seconds or later.
+        """
         ...
 
     async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:

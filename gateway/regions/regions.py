@@ -53,7 +53,8 @@ class Regions:
         self._open_channel = open_channel
         self._clock = clock
         self._scope = scope
-        self._margin_s = margin_s
+        self.margin_s = margin_s
+        """By how many seconds another region must be earlier."""
         self._draw = draw
         self._links: dict[str, RegionLink] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -135,7 +136,7 @@ class Regions:
             local,
             [self._offer(link, model) for link in self._links.values()],
             units=units,
-            margin_s=self._margin_s,
+            margin_s=self.margin_s,
             share=local_share(back_for_s=back_s),
             draw=self._draw(),
         )
@@ -171,6 +172,11 @@ class Regions:
             has_summary=view.HasField("summary"),
             probed=link.probed,
         )
+
+    def state_of(self, region: str) -> RegionState:
+        """The same by its name; a region that nobody has told of is down."""
+        link = self._links.get(region)
+        return RegionState.DOWN if link is None else self.state(link)
 
     def others(self) -> list[fleet_service_pb2.Region]:
         """The other regions as clients see them, by name."""

@@ -14,13 +14,14 @@ from control_plane.errors import (
     RecordTooLargeError,
     StoreError,
 )
+from control_plane.jobs.assignments import KeyElsewhere
 from control_plane.jobs.book import JobBook
 from control_plane.jobs.records import MAX_ATTEMPTS_KEPT
 from control_plane.keys import Keys
 from control_plane.store.mirror import list_all
 from control_plane.store.writer import FencedWriter
 from reelkit.clock import SystemClock
-from tests.support.stores import answers, etcd_bench, memory_bench
+from tests.support.stores import answers, etcd_bench, eventually, memory_bench
 
 KEYS = Keys(prefix="/test", region="ap")
 
@@ -44,7 +45,7 @@ def book(bench) -> JobBook:
 
 def book_of(store, replica: str) -> JobBook:
     writer = FencedWriter(store, prefix=KEYS.writer_slots(replica), clock=SystemClock())
-    return JobBook(store=store, writer=writer, keys=KEYS)
+    return JobBook(store=store, writer=writer, keys=KEYS, clock=SystemClock())
 
 
 def job(number: int = 1, *, owner: str = "g0", tenant: str = "t", key: str = "", epoch: int = 1):
@@ -88,6 +89,37 @@ async def test_a_record_is_created_once(book):
     assert not created
     assert standing == made
     assert await book.get("t", made.video.id) == made
+
+
+async def test_an_assigned_key_is_forgotten_in_time(bench, book, monkeypatch):
+    monkeypatch.setattr("control_plane.jobs.assignments._BUCKET_S", 1.0)
+
+    async def assign(key):
+        return await book.assign_key("t", key, region="eu", over_region="", keep_s=1)
+
+    assert await assign("k") == "eu"
+    with pytest.raises(KeyElsewhere):
+        await book.find_key("t", "k")
+    entry = KEYS.job_key("t", "k")
+
+    async def forgotten():
+        return await bench.store.get(entry) is None
+
+    await bench.pass_time(0.5)
+    assert not await forgotten()
+    await bench.pass_time(5.0)
+    await eventually(forgotten)
+    with pytest.raises(NotFoundError):
+        await book.find_key("t", "k")
+
+
+async def test_an_assignment_outlives_the_loss_of_its_shared_lease(bench, book):
+    await book.assign_key("t", "k1", region="eu", over_region="", keep_s=60)
+    (entry,) = (await list_all(bench.store, KEYS.job_key("t", "k1")))[0]
+    await bench.store.revoke(entry.lease_id)
+    assert await book.assign_key("t", "k2", region="eu", over_region="", keep_s=60) == "eu"
+    with pytest.raises(KeyElsewhere):
+        await book.find_key("t", "k2")
 
 
 async def test_a_key_makes_one_job_for_its_tenant(book):

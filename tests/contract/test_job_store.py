@@ -6,7 +6,7 @@ import pytest
 from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway.errors import IdempotencyConflict, NotFinished, ResourceExhausted
-from gateway.jobs.store import Owner
+from gateway.jobs.store import KeyElsewhere, Owner
 from tests.support.jobs import JOB_STORES, memory_jobs
 
 ME, OTHER = Owner("g0", "life-1"), Owner("g1", "life-1")
@@ -81,6 +81,49 @@ async def test_of_many_creates_with_one_key_one_wins(store):
     answers = await asyncio.gather(*(store.create(job(f"ap-{i}", key="k")) for i in range(20)))
     assert sum(created for _, created in answers) == 1
     assert len({record.video.id for record, _ in answers}) == 1
+
+
+async def test_a_key_is_assigned_once_to_another_region(store):
+    async def assign(key, region, over=""):
+        return await store.assign_key("acme", key, region=region, over_region=over, keep_s=60)
+
+    assert await assign("k", "eu") == "eu"
+    assert await assign("k", "us") == "eu"
+    with pytest.raises(KeyElsewhere, match="eu"):
+        await store.find_key("acme", "k")
+    with pytest.raises(KeyElsewhere, match="eu"):
+        await store.create(job("ap-1", key="k"))
+    assert await store.get("acme", "ap-1") is None
+    assert await store.find_key("other", "k") is None
+    # Only who knows what stands replaces it.
+    assert await assign("k", "us", over="sa") == "eu"
+    assert await assign("k", "us", over="eu") == "us"
+
+
+async def test_a_key_that_was_assigned_may_be_used_here_after_all(store):
+    await store.assign_key("acme", "k", region="eu", over_region="", keep_s=60)
+    made, created = await store.create(job("ap-1", key="k"), over_assignment=True)
+    assert created
+    assert await store.find_key("acme", "k") == made
+    answer = await store.assign_key("acme", "k", region="eu", over_region="eu", keep_s=60)
+    assert answer is None
+
+
+async def test_of_many_assignments_and_creates_one_wins(store):
+    async def create(number):
+        try:
+            return (await store.create(job(f"ap-{number}", key="k")))[0].video.id
+        except KeyElsewhere as elsewhere:
+            return elsewhere.region
+
+    async def assign(number):
+        region = await store.assign_key("acme", "k", region=f"r{number}", over_region="", keep_s=60)
+        return region or (await store.find_key("acme", "k")).video.id
+
+    answers = await asyncio.gather(
+        *(each(number) for number in range(10) for each in (assign, create))
+    )
+    assert len(set(answers)) == 1
 
 
 async def test_the_first_terminal_write_wins(store):

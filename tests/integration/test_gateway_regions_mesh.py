@@ -162,36 +162,6 @@ async def test_a_drained_region_gives_its_work_away_or_refuses_it(pair):
     assert (await create(ap)).id.startswith("ap-")
 
 
-async def test_a_key_stays_with_its_region_while_that_can_serve(pair):
-    ap, eu, node = pair
-    await ap.gateway.know(node)
-    first = await create(ap, idempotency_key="k")
-    assert first.id.startswith("ap-")
-    assert (await create(ap, idempotency_key="k")).id == first.id
-    ap.regions.take([eu.view(), ap.view(draining=True)])
-    moved = await create(ap, idempotency_key="other")
-    assert moved.id.startswith("eu-")
-    assert (await create(ap, idempotency_key="other")).id == moved.id
-
-
-async def test_a_copy_left_in_a_region_that_was_lost_is_cancelled_when_it_is_back(
-    pair, monkeypatch
-):
-    monkeypatch.setattr("gateway.core.mesh.SUPERSEDE_EVERY_S", 0.1)
-    ap, eu, node = pair
-    await ap.gateway.know(node)
-    node.default = held()
-    lost = await create(eu)
-    await until(eu, lambda: node.runs)
-    address = eu.address
-    await eu.vanish()
-    await create(ap, idempotency_key="again", supersedes=lost.id)
-    await eu.listen(address)
-    await until(eu, lambda: eu.gateway.core.lifetimes.get(lost.id).ended)
-    cancelled = await eu.application.get(ME, lost.id)
-    assert cancelled.status == video_pb2.VIDEO_STATUS_CANCELLED
-
-
 async def test_a_call_from_a_region_goes_no_further(pair):
     ap, eu, _ = pair
     from_region = Caller(ME.tenant, ME.subject, ME.scopes, hops=1)

@@ -129,16 +129,20 @@ class CreateJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    OVER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    over_assignment: _builtins.bool
+    """The job is made though its key was assigned to another region."""
     @_builtins.property
     def job(self) -> Global___JobRecord: ...
     def __init__(
         self,
         *,
         job: Global___JobRecord | None = ...,
+        over_assignment: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "over_assignment", b"over_assignment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -150,8 +154,11 @@ class CreateJobResponse(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    KEY_REGION_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     """True also where an earlier try of this very call made it."""
+    key_region: _builtins.str
+    """Instead of a job: the region that the key was assigned to."""
     @_builtins.property
     def job(self) -> Global___JobRecord:
         """The record that stands: an earlier one where the key or the id was known."""
@@ -161,10 +168,11 @@ class CreateJobResponse(_message.Message):
         *,
         job: Global___JobRecord | None = ...,
         created: _builtins.bool = ...,
+        key_region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "job", b"job", "key_region", b"key_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,20 +247,83 @@ class FindJobByKeyResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
+    KEY_REGION_FIELD_NUMBER: _builtins.int
+    key_region: _builtins.str
+    """Instead of a job: the region that the key was assigned to."""
     @_builtins.property
     def job(self) -> Global___JobRecord: ...
     def __init__(
         self,
         *,
         job: Global___JobRecord | None = ...,
+        key_region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "key_region", b"key_region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindJobByKeyResponse: _TypeAlias = FindJobByKeyResponse  # noqa: Y015
+
+@_typing.final
+class AssignKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    OVER_REGION_FIELD_NUMBER: _builtins.int
+    KEEP_S_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    idempotency_key: _builtins.str
+    region: _builtins.str
+    """Where its video is made."""
+    over_region: _builtins.str
+    """The assignment that may be replaced; empty: none."""
+    keep_s: _builtins.int
+    """How long it is kept, in whole seconds; as long as that video's record at least."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        idempotency_key: _builtins.str = ...,
+        region: _builtins.str = ...,
+        over_region: _builtins.str = ...,
+        keep_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "keep_s", b"keep_s", "over_region", b"over_region", "region", b"region", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssignKeyRequest: _TypeAlias = AssignKeyRequest  # noqa: Y015
+
+@_typing.final
+class AssignKeyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    @_builtins.property
+    def job(self) -> Global___JobRecord: ...
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        job: Global___JobRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "region", b"region", "standing", b"standing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "region", b"region", "standing", b"standing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_standing: _TypeAlias = _typing.Literal["region", "job"]  # noqa: Y015
+    _WhichOneofArgType_standing: _TypeAlias = _typing.Literal["standing", b"standing"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_standing) -> _WhichOneofReturnType_standing | None: ...
+
+Global___AssignKeyResponse: _TypeAlias = AssignKeyResponse  # noqa: Y015
 
 @_typing.final
 class ClaimJobRequest(_message.Message):

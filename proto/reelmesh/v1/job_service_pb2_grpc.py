@@ -52,6 +52,11 @@ class JobServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyResponse.FromString,
                 _registered_method=True)
+        self.AssignKey = channel.unary_unary(
+                '/reelmesh.v1.JobService/AssignKey',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyResponse.FromString,
+                _registered_method=True)
         self.ClaimJob = channel.unary_unary(
                 '/reelmesh.v1.JobService/ClaimJob',
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimJobRequest.SerializeToString,
@@ -111,6 +116,14 @@ class JobServiceServicer:
 
     def FindJobByKey(self, request, context):
         """NOT_FOUND where the tenant never used the key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AssignKey(self, request, context):
+        """Says that a key's video is made in another region, before it is. The first to say so
+        wins, and a key that has made a video here keeps it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,6 +197,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.FindJobByKey,
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyResponse.SerializeToString,
+            ),
+            'AssignKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.AssignKey,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyResponse.SerializeToString,
             ),
             'ClaimJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ClaimJob,
@@ -305,6 +323,33 @@ class JobService:
             '/reelmesh.v1.JobService/FindJobByKey',
             reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyRequest.SerializeToString,
             reelmesh_dot_v1_dot_job__service__pb2.FindJobByKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AssignKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/AssignKey',
+            reelmesh_dot_v1_dot_job__service__pb2.AssignKeyRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.AssignKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class JobServiceStub:
     """NOT_FOUND where the tenant has no such job."""
     FindJobByKey: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.FindJobByKeyRequest, _job_service_pb2.FindJobByKeyResponse]
     """NOT_FOUND where the tenant never used the key."""
+    AssignKey: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.AssignKeyRequest, _job_service_pb2.AssignKeyResponse]
+    """Says that a key's video is made in another region, before it is. The first to say so
+    wins, and a key that has made a video here keeps it.
+    """
     ClaimJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ClaimJobRequest, _job_service_pb2.ClaimJobResponse]
     """Makes the caller owner: epoch + 1 by compare-and-swap."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
@@ -75,6 +79,10 @@ class JobServiceAsyncStub(JobServiceStub):
     """NOT_FOUND where the tenant has no such job."""
     FindJobByKey: _aio.UnaryUnaryMultiCallable[_job_service_pb2.FindJobByKeyRequest, _job_service_pb2.FindJobByKeyResponse]  # type: ignore[assignment]
     """NOT_FOUND where the tenant never used the key."""
+    AssignKey: _aio.UnaryUnaryMultiCallable[_job_service_pb2.AssignKeyRequest, _job_service_pb2.AssignKeyResponse]  # type: ignore[assignment]
+    """Says that a key's video is made in another region, before it is. The first to say so
+    wins, and a key that has made a video here keeps it.
+    """
     ClaimJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ClaimJobRequest, _job_service_pb2.ClaimJobResponse]  # type: ignore[assignment]
     """Makes the caller owner: epoch + 1 by compare-and-swap."""
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]  # type: ignore[assignment]
@@ -123,6 +131,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.FindJobByKeyResponse, _abc.Awaitable[_job_service_pb2.FindJobByKeyResponse]]:
         """NOT_FOUND where the tenant never used the key."""
+
+    @_abc_1.abstractmethod
+    def AssignKey(
+        self,
+        request: _job_service_pb2.AssignKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.AssignKeyResponse, _abc.Awaitable[_job_service_pb2.AssignKeyResponse]]:
+        """Says that a key's video is made in another region, before it is. The first to say so
+        wins, and a key that has made a video here keeps it.
+        """
 
     @_abc_1.abstractmethod
     def ClaimJob(
