@@ -26,10 +26,10 @@ class Faulty(MemoryJobStore):
         self.go = asyncio.Event()
         self.go.set()
 
-    async def create(self, record):
+    async def create(self, record, *, over_assignment=False):
         self.creating.set()
         await self.go.wait()
-        return await super().create(record)
+        return await super().create(record, over_assignment=over_assignment)
 
     async def finish(self, record):
         self.finishes += 1

@@ -62,9 +62,9 @@ class GatedJobs(RemoteJobStore):
         self.before_finish, self.after_finish = Gate(), Gate()
         self.before_claim = Gate()
 
-    async def create(self, record: Any) -> Any:
+    async def create(self, record: Any, *, over_assignment: bool = False) -> Any:
         await self.before_create.passed()
-        answer = await super().create(record)
+        answer = await super().create(record, over_assignment=over_assignment)
         await self.after_create.passed()
         return answer
 
