@@ -15,7 +15,7 @@ LONG_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that goes wrong with one process, for a while."""
+    """Something that goes wrong with one process, or a whole region, for a while."""
 
     name: str
     target: str
@@ -35,6 +35,21 @@ def _heal(mesh: FaultyMesh, target: str) -> None:
     mesh.heal(target)
 
 
+def _all_of(mesh: FaultyMesh, region: str) -> list[str]:
+    ids = [each.id for each in mesh.plan.processes if each.region == region]
+    return ids + [f"{node}/worker-0" for node in mesh.ids("node-agent", region)]
+
+
+def _stop_all(mesh: FaultyMesh, region: str) -> None:
+    for process_id in _all_of(mesh, region):
+        mesh.stop(process_id)
+
+
+def _all_go_on(mesh: FaultyMesh, region: str) -> None:
+    for process_id in _all_of(mesh, region):
+        mesh.go_on(process_id)
+
+
 _KINDS: tuple[tuple[str, tuple[str, ...], Callable[[FaultyMesh, str], object], object], ...] = (
     ("kill", ("worker", "node-agent", "gateway", "control-plane", "etcd"), FaultyMesh.kill, None),
     ("stop", ("worker", "node-agent", "gateway", "control-plane", "etcd"), FaultyMesh.stop, _go_on),
@@ -52,6 +67,7 @@ _KINDS: tuple[tuple[str, tuple[str, ...], Callable[[FaultyMesh, str], object], o
         lambda mesh, target: [link.cut_after(2_000) for link in mesh.links_of(target)],
         _heal,
     ),
+    ("stop all of", ("region",), _stop_all, _all_go_on),
 )
 
 
@@ -68,6 +84,8 @@ def schedule(mesh: FaultyMesh, *, rng: random.Random) -> list[Fault]:
 
 
 def _target(mesh: FaultyMesh, role: str, rng: random.Random) -> str:
+    if role == "region":
+        return rng.choice(mesh.plan.options.regions)
     if role == "worker":
         return f"{rng.choice(mesh.ids('node-agent'))}/worker-0"
     return rng.choice(mesh.ids(role))
