@@ -25,6 +25,7 @@ from control_plane.records import (
     encode_node,
     model_puts,
     node_record,
+    routed_alike,
     worth_writing,
 )
 from control_plane.store.port import Put
@@ -113,6 +114,10 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         self._desired = desired
         self._health = health
         self._told: cp.DesiredNodeState | None = None
+        # What the record was made from, and as the store has it.
+        self._judged: Assessment | None = None
+        self._taken = node_pb2.NodeStatus()
+        self._value = b""
         self._welcomed = False
 
     async def open(self) -> None:
@@ -126,9 +131,9 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
             before=before.state,
             before_reason=before.reason,
         )
-        self._record = before
+        self._record, self._value = before, encode_node(before)
         self._take(self._track.now)
-        await self.session.open(encode_node(self._record), lease_id=self._hello.lease_id)
+        await self.session.open(self._value, lease_id=self._hello.lease_id)
         _log.info(
             "node attached",
             node=self._hello.node_id,
@@ -172,7 +177,7 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         check_node_status(request.status, hello=self._hello)
         now_s = self._leasing.clock.monotonic()
         self._take(self._track.reported(request.status, now_s=now_s))
-        self.session.report(encode_node(self._record))
+        self.session.report(self._value)
 
     def background(self) -> Sequence[Coroutine[Any, Any, None]]:
         watch = NodeWatch(
@@ -203,16 +208,21 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         before = self._record
         self._take(judged)
         if self._record is not before:
-            self.session.revise(encode_node(self._record))
+            self.session.revise(self._value)
 
     def _take(self, judged: Assessment) -> None:
         """Makes the record what was judged, where the store should hear of it."""
+        status = self._track.status
+        if judged == self._judged and routed_alike(status, self._taken):
+            # Nearly every report: the node lives, and nothing is new.
+            return
+        self._judged, self._taken = judged, status
         old = self._record
         since = old.state_since
         if judged.state != old.state or not old.HasField("state_since"):
             since = timestamp_pb2.Timestamp()
             since.FromNanoseconds(int(self._leasing.clock.wall() * 1e9))
-        record = node_record(self._hello, self._track.status, judged=judged, since=since)
+        record = node_record(self._hello, status, judged=judged, since=since)
         if not worth_writing(old, record):
             return
         if record.state != old.state:
@@ -223,7 +233,7 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
                 was=node_pb2.NodeState.Name(old.state),
                 reason=record.reason,
             )
-        self._record = record
+        self._record, self._value = record, encode_node(record)
 
     async def goodbye(self) -> None:
         if self._record.state != node_pb2.NODE_STATE_DRAINING:

@@ -65,6 +65,15 @@ def decoded_node(value: bytes) -> cp.NodeRecord | None:
         return None
 
 
+def routed_alike(one: node_pb2.NodeStatus, other: node_pb2.NodeStatus) -> bool:
+    """Whether two reports say the same of what a record is made from, but for the state."""
+    return (
+        one.units_per_second == other.units_per_second
+        and len(one.workers) == len(other.workers)
+        and one.models == other.models
+    )
+
+
 def worth_writing(old: cp.NodeRecord, new: cp.NodeRecord) -> bool:
     """Whether the store should hear of the change: anything but a wavering speed."""
     calm = cp.NodeRecord()

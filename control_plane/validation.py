@@ -15,6 +15,7 @@ from control_plane.store.port import MAX_VALUE_BYTES
 _ID = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+_STATES = frozenset(node_pb2.NodeState.values())
 MAX_MODELS = 32
 MAX_WORKERS = 256
 MAX_INCARNATION_CHARS = 64
@@ -102,7 +103,7 @@ def check_node_status(
         raise InvalidRequestError(
             f"{field}.incarnation", "differs from the hello's; a new life needs a new stream"
         )
-    if status.state not in node_pb2.NodeState.values():
+    if status.state not in _STATES:
         raise InvalidRequestError(f"{field}.state", f"{status.state} is no known state")
     _check_count(f"{field}.models", len(status.models), MAX_MODELS)
     _check_count(f"{field}.workers", len(status.workers), MAX_WORKERS)
