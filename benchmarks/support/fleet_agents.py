@@ -91,12 +91,13 @@ class SimAgent:
         reading = self._scope.spawn(self._read(call), name=self.node_id, fatal=False)
         try:
             while not reading.done():
-                self._news.clear()
                 try:
                     async with asyncio.timeout(self._beat_s):
                         await self._news.wait()
                 except TimeoutError:
                     pass
+                # Before the report is made: what is new while it is sent makes another.
+                self._news.clear()
                 if not self.silent:
                     self._status.version += 1
                     await call.write(cp.AttachRequest(status=self._status))

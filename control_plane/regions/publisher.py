@@ -20,8 +20,8 @@ from reelkit.clock import Clock
 
 _log = structlog.get_logger("control_plane.regions")
 
-# A region that starts has dozens of changes within a second; others need not see each.
-COALESCE_S = 0.2
+# Others need not see each change, and making a summary of 5,000 nodes takes milliseconds.
+COALESCE_S = 1.0
 RETRY_DELAY_S = 1.0
 
 
