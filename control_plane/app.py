@@ -185,15 +185,6 @@ async def build_app(
             heartbeat_s=config.fleet.heartbeat_s,
             resnapshot_s=config.fleet.resnapshot_s,
         )
-        jobs = make_jobs(
-            store=store,
-            writer=writer,
-            keys=keys,
-            fleet=view,
-            clock=clock,
-            heartbeat_s=config.fleet.heartbeat_s,
-            observe=metrics.count_job_call,
-        )
         global_store, global_keys = global_store or store, GlobalKeys(prefix=config.etcd.prefix)
         regions = make_regions(
             store=global_store,
@@ -204,6 +195,16 @@ async def build_app(
             clock=clock,
             lease_ttl_s=config.lease_ttl_s,
             heartbeat_s=config.fleet.heartbeat_s,
+        )
+        jobs = make_jobs(
+            store=store,
+            writer=writer,
+            keys=keys,
+            fleet=view,
+            clock=clock,
+            heartbeat_s=config.fleet.heartbeat_s,
+            supersede=regions.book.supersede,
+            observe=metrics.count_job_call,
         )
         service = ControlPlaneService(
             nodes=nodes, gateways=gateways, watchers=watchers, regions=regions.watchers

@@ -120,6 +120,7 @@ class GlobalKeys:
         self.regions = base + "regions/"
         self.summaries = self.regions + "summaries/"
         self.policies = self.regions + "policies/"
+        self.superseded_jobs = self.regions + "superseded/"
         self.departed_nodes = base + "departed/"
         self.histories = base + "history/"
         self.leader = base + "leader"
@@ -128,6 +129,10 @@ class GlobalKeys:
     def summary(self, region: str, replica_id: str) -> str:
         """A replica's summary of its region."""
         return f"{self.summaries}{region}/{replica_id}"
+
+    def superseded_job(self, job_id: str) -> str:
+        """That a job's client goes on elsewhere; the id names the job's region."""
+        return self.superseded_jobs + job_id
 
     def policy(self, region: str) -> str:
         """What operators want of a region."""

@@ -158,6 +158,7 @@ async def build_app(
             silence_timeout_s=config.control_plane.silence_timeout_s,
             on_fleet=core.gateways.take,
             on_regions=regions.take,
+            on_superseded=core.superseded.take,
             on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
         )
         stack.push_async_callback(control.close)
@@ -210,6 +211,7 @@ async def _across_regions(
         scope=core.scope,
         # As long as the record of the video that was made there.
         key_keep_s=math.ceil(config.artifacts.retention_s + config.runs.max_lifetime_s),
+        job_keep_s=math.ceil(config.runs.max_lifetime_s),
     )
     return application, regions
 

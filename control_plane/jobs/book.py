@@ -12,13 +12,8 @@ from typing import Final
 
 from reelmesh.v1 import job_service_pb2 as pb
 
-from control_plane.errors import (
-    LeaseNotFoundError,
-    NotFinishedError,
-    NotFoundError,
-    SupersededError,
-)
-from control_plane.jobs.assignments import BucketLeases, KeyElsewhere, assigned_to, region_in
+from control_plane.errors import NotFinishedError, NotFoundError, SupersededError
+from control_plane.jobs.assignments import KeyElsewhere, assigned_to, region_in
 from control_plane.jobs.records import (
     decode,
     encode,
@@ -29,6 +24,7 @@ from control_plane.jobs.records import (
     same_owner,
 )
 from control_plane.keys import Keys
+from control_plane.passing import PassingKeys
 from control_plane.store.port import (
     Compare,
     Delete,
@@ -36,7 +32,6 @@ from control_plane.store.port import (
     KeyValue,
     Put,
     Store,
-    TxnResult,
     absent,
     holds,
     unchanged,
@@ -53,7 +48,7 @@ class JobBook:
 
     def __init__(self, *, store: Store, writer: FencedWriter, keys: Keys, clock: Clock) -> None:
         self._store = store
-        self._leases = BucketLeases(store=store, clock=clock)
+        self._passing = PassingKeys(store=store, writer=writer, clock=clock)
         self._writer = writer
         self._keys = keys
 
@@ -154,30 +149,16 @@ class JobBook:
                     job = await self._store.get(self._keys.job(found.value.decode()))
                     if job is not None:
                         return _record(job)
-            result = await self._put_for(
-                keep_s,
-                [unchanged(key, found.mod_revision if found else 0)],
+            result = await self._passing.put(
                 key,
                 assigned_to(region),
+                keep_s=keep_s,
+                compares=[unchanged(key, found.mod_revision if found else 0)],
             )
             if result.succeeded:
                 return region
             found = result.gets[0]
         raise SupersededError("the key is written by others all the time; ask again")
-
-    async def _put_for(
-        self, keep_s: int, compares: list[Compare], key: str, value: bytes
-    ) -> TxnResult:
-        """Writes a key that goes by itself; a lease that ran out is replaced once."""
-        for last in (False, True):
-            lease_id = await self._leases.lease(keep_s)
-            try:
-                return await self._writer.txn(compares, [Put(key, value, lease_id)], [Get(key)])
-            except LeaseNotFoundError:
-                self._leases.forget(lease_id)
-                if last:
-                    raise
-        raise AssertionError  # pragma: no cover - the loop ends above
 
     async def claim(
         self, job_id: str, *, epoch: int, gateway_id: str, incarnation: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from reelmesh.v1 import job_service_pb2 as pb
@@ -29,15 +29,27 @@ Resp = TypeVar("Resp")
 Observe = Callable[[str, str], None]
 
 
+class Supersede(Protocol):
+    """Writes that a job of another region goes on elsewhere."""
+
+    async def __call__(self, tenant: str, job_id: str, *, keep_s: int) -> None:
+        """Raises StoreError where the global store is away."""
+        ...
+
+
 class JobService(pb_grpc.JobServiceServicer):
     """Serves one region's records on this replica.
 
     Args:
+        supersede: Writes that a job's client goes on elsewhere.
         observe: Told the method and the outcome of each call.
     """
 
-    def __init__(self, *, book: JobBook, watchers: OrphanWatchers, observe: Observe) -> None:
+    def __init__(
+        self, *, book: JobBook, watchers: OrphanWatchers, supersede: Supersede, observe: Observe
+    ) -> None:
         self._book = book
+        self._supersede = supersede
         self._watchers = watchers
         self._observe = observe
 
@@ -58,6 +70,12 @@ class JobService(pb_grpc.JobServiceServicer):
     async def AssignKey(self, request: pb.AssignKeyRequest, context: Any) -> pb.AssignKeyResponse:  # noqa: N802 - as above
         """See job_service.proto."""
         return await self._answer("AssignKey", self._assign_key, request, context)
+
+    async def SupersedeJob(  # noqa: N802 - as above
+        self, request: pb.SupersedeJobRequest, context: Any
+    ) -> pb.SupersedeJobResponse:
+        """See job_service.proto."""
+        return await self._answer("SupersedeJob", self._supersede_job, request, context)
 
     async def ClaimJob(self, request: pb.ClaimJobRequest, context: Any) -> pb.ClaimJobResponse:  # noqa: N802 - as above
         """See job_service.proto."""
@@ -141,8 +159,7 @@ class JobService(pb_grpc.JobServiceServicer):
     async def _assign_key(self, request: pb.AssignKeyRequest) -> pb.AssignKeyResponse:
         for field in ("tenant", "idempotency_key", "region"):
             _check_text(field, getattr(request, field))
-        if not 1 <= request.keep_s <= MAX_KEEP_S:
-            raise InvalidRequestError("keep_s", f"must be 1 to {MAX_KEEP_S}, not {request.keep_s}")
+        _check_keep(request.keep_s)
         standing = await self._book.assign_key(
             request.tenant,
             request.idempotency_key,
@@ -153,6 +170,13 @@ class JobService(pb_grpc.JobServiceServicer):
         if isinstance(standing, str):
             return pb.AssignKeyResponse(region=standing)
         return pb.AssignKeyResponse(job=standing)
+
+    async def _supersede_job(self, request: pb.SupersedeJobRequest) -> pb.SupersedeJobResponse:
+        _check_id("job_id", request.job_id)
+        _check_text("tenant", request.tenant)
+        _check_keep(request.keep_s)
+        await self._supersede(request.tenant, request.job_id, keep_s=request.keep_s)
+        return pb.SupersedeJobResponse()
 
     async def _claim(self, request: pb.ClaimJobRequest) -> pb.ClaimJobResponse:
         for field in ("job_id", "gateway_id", "incarnation"):
@@ -193,6 +217,11 @@ class JobService(pb_grpc.JobServiceServicer):
         if len(request.job_ids) > MAX_PAGE:
             raise InvalidRequestError("job_ids", f"must be at most {MAX_PAGE}")
         return pb.KnownJobsResponse(job_ids=await self._book.known(request.job_ids))
+
+
+def _check_keep(keep_s: int) -> None:
+    if not 1 <= keep_s <= MAX_KEEP_S:
+        raise InvalidRequestError("keep_s", f"must be 1 to {MAX_KEEP_S}, not {keep_s}")
 
 
 def _check_text(field: str, value: str) -> None:

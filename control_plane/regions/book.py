@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import TypeVar
 
 import structlog
@@ -11,6 +12,7 @@ from reelmesh.v1 import region_pb2
 
 from control_plane.errors import NotFoundError, SupersededError
 from control_plane.keys import GlobalKeys
+from control_plane.passing import PassingKeys
 from control_plane.regions.summary import newest
 from control_plane.store.mirror import ChangeKind, MirrorChange
 from control_plane.store.port import KeyValue, Put, Store, unchanged
@@ -41,6 +43,9 @@ class RegionBook:
         # By region, then replica.
         self._summaries: dict[str, dict[str, region_pb2.RegionSummary]] = {}
         self._policies: dict[str, region_pb2.RegionPolicy] = {}
+        # Tenants of the jobs whose clients go on elsewhere, by job.
+        self._superseded: dict[str, str] = {}
+        self._passing = PassingKeys(store=store, writer=writer, clock=clock)
         self._changed = asyncio.Event()
 
     @property
@@ -65,11 +70,17 @@ class RegionBook:
             policy=self._policies.get(region),
         )
 
+    @property
+    def superseded(self) -> Mapping[str, str]:
+        """Tenants of the jobs of any region whose clients go on elsewhere, by job."""
+        return self._superseded
+
     def apply(self, change: MirrorChange) -> None:
         """Takes a change of the store over and wakes the watchers."""
         if change.kind is ChangeKind.SNAPSHOT:
             self._summaries.clear()
             self._policies.clear()
+            self._superseded.clear()
         for kv in change.upserts:
             self._upsert(kv)
         for key in change.deleted_keys:
@@ -87,6 +98,8 @@ class RegionBook:
             policy = _decoded(region_pb2.RegionPolicy(), kv)
             if policy is not None:
                 self._policies[kv.key.removeprefix(self._keys.policies)] = policy
+        elif kv.key.startswith(self._keys.superseded_jobs):
+            self._superseded[kv.key.removeprefix(self._keys.superseded_jobs)] = kv.value.decode()
 
     def _forget(self, key: str) -> None:
         if key.startswith(self._keys.summaries):
@@ -95,8 +108,19 @@ class RegionBook:
             known.pop(replica, None)
             if not known:
                 self._summaries.pop(region, None)
+        elif key.startswith(self._keys.superseded_jobs):
+            self._superseded.pop(key.removeprefix(self._keys.superseded_jobs), None)
         else:
             self._policies.pop(key.removeprefix(self._keys.policies), None)
+
+    async def supersede(self, tenant: str, job_id: str, *, keep_s: int) -> None:
+        """Writes that a job's client goes on elsewhere; may be repeated.
+
+        Raises:
+            StoreError: The global store is away.
+        """
+        key = self._keys.superseded_job(job_id)
+        await self._passing.put(key, tenant.encode(), keep_s=keep_s)
 
     async def set_policy(
         self, region: str, *, draining: bool, reason: str, by: str

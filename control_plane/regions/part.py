@@ -49,5 +49,5 @@ def make_regions(
     return RegionsPart(
         book=book,
         publisher=publisher,
-        watchers=RegionWatchers(book, heartbeat_s=heartbeat_s),
+        watchers=RegionWatchers(book, region=region, heartbeat_s=heartbeat_s),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from collections.abc import Set as AbstractSet
 
 from reelmesh.v1 import control_plane_service_pb2 as cp
 
@@ -12,13 +13,16 @@ from control_plane.errors import NotReadyError
 from control_plane.regions.book import RegionBook
 
 FIRST_READ_S = 5.0
+# In one message, of some 50 bytes each.
+MAX_SUPERSEDED = 1000
 
 
 class RegionWatchers:
     """Serves WatchRegions on this replica, each watcher at its own pace."""
 
-    def __init__(self, book: RegionBook, *, heartbeat_s: float) -> None:
+    def __init__(self, book: RegionBook, *, region: str, heartbeat_s: float) -> None:
         self._book = book
+        self._own_jobs = f"{region}-"
         self._heartbeat_s = heartbeat_s
         self._stopping = False
 
@@ -40,10 +44,25 @@ class RegionWatchers:
                 await self._book.loaded.wait()
         except TimeoutError:
             raise NotReadyError("this replica has not read the regions yet; try another") from None
+        told: set[str] = set()
         while not self._stopping:
             changed = self._book.changed
-            yield cp.WatchRegionsResponse(regions=self._book.views())
+            superseded = self._superseded(but=told)
+            told.update(job.job_id for job in superseded)
+            yield cp.WatchRegionsResponse(regions=self._book.views(), superseded=superseded)
+            if len(superseded) == MAX_SUPERSEDED:
+                # There may be more of them.
+                continue
+            told &= self._book.superseded.keys()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat_s):
                     await changed.wait()
         raise NotReadyError("this replica is stopping; watch another")
+
+    def _superseded(self, *, but: AbstractSet[str]) -> list[cp.SupersededJob]:
+        """The region's own that a watcher was not told of yet."""
+        return [
+            cp.SupersededJob(job_id=job_id, tenant=tenant)
+            for job_id, tenant in self._book.superseded.items()
+            if job_id.startswith(self._own_jobs) and job_id not in but
+        ][:MAX_SUPERSEDED]

@@ -15,7 +15,9 @@ from gateway.core.execution import Execution
 from gateway.core.executions import Executions
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
+from gateway.core.superseded import REASON, Superseded
 from gateway.errors import GatewayError, JobStoreAway
+from gateway.jobs import records
 from gateway.jobs.store import TERMINAL_STATUSES, JobStore, Owner
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.peers.gateways import Gateways
@@ -36,6 +38,8 @@ class Adoption:
 
     Args:
         owner: This gateway in this life.
+        superseded: Which jobs are not to be resumed.
+        retention_s: How long the record of one that is ended here is kept.
         scope: Owns the claims that nobody waits for.
     """
 
@@ -48,6 +52,8 @@ class Adoption:
         lifetimes: Lifetimes,
         gateways: Gateways,
         peers: Peers,
+        superseded: Superseded,
+        retention_s: float,
         scope: TaskScope,
         clock: Clock,
         metrics: GatewayMetrics,
@@ -58,6 +64,8 @@ class Adoption:
         self._lifetimes = lifetimes
         self._gateways = gateways
         self._peers = peers
+        self._superseded = superseded
+        self._retention_s = retention_s
         self._scope = scope
         self._clock = clock
         self._metrics = metrics
@@ -175,6 +183,9 @@ class Adoption:
             raise
         if standing is None or not claimed:
             return None
+        if self._superseded.holds(standing.tenant, standing.video.id):
+            await self._end_superseded(standing)
+            return None
         execution = self._executions.adopted(standing)
         _log.info(
             "job adopted",
@@ -186,3 +197,17 @@ class Adoption:
         self._metrics.adopted()
         self._lifetimes.begin(execution)
         return execution
+
+    async def _end_superseded(self, standing: job_service_pb2.JobRecord) -> None:
+        """Ends a job that nobody waits for any more, before it is begun again."""
+        _log.info("superseded job not resumed", job_id=standing.video.id)
+        ended = records.cancelled(
+            standing, REASON, now_s=self._clock.wall(), retention_s=self._retention_s
+        )
+        try:
+            await self._jobs.finish(ended)
+        except JobStoreAway:
+            # It is this gateway's by now, and no orphan any more.
+            name = f"make sure/{standing.video.id}"
+            self._scope.spawn(self._make_sure(standing), name=name, fatal=False)
+            raise

@@ -23,6 +23,7 @@ from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import NodeRun
 from gateway.core.runner import Runner
 from gateway.core.sources import Sources
+from gateway.core.superseded import Superseded
 from gateway.core.sweeper import Sweeper
 from gateway.core.videos import Videos
 from gateway.fleet.node_link import NodeLinks
@@ -62,6 +63,7 @@ class Core:
     waiting: WaitingRoom
     gateways: Gateways
     adoption: Adoption
+    superseded: Superseded
     owner: Owner
     lifetimes: Lifetimes
     sweeper: Sweeper
@@ -107,7 +109,8 @@ async def open_core(
         lifetimes = _lifetimes(ground, fleet, waiting, committer)
         stack.callback(lifetimes.close)
         executions = _executions(ground, fleet, waiting, threads)
-        adoption = _adoption(ground, executions, lifetimes)
+        superseded = Superseded(lifetimes=lifetimes, clock=ground.clock, scope=ground.scope)
+        adoption = _adoption(ground, executions, lifetimes, superseded)
         videos = _videos(
             ground, fleet, waiting, committer, lifetimes, executions=executions, adoption=adoption
         )
@@ -118,6 +121,7 @@ async def open_core(
             waiting=waiting,
             gateways=ground.gateways,
             adoption=adoption,
+            superseded=superseded,
             owner=ground.owner,
             lifetimes=lifetimes,
             sweeper=_sweeper(ground),
@@ -266,7 +270,9 @@ def _executions(
     )
 
 
-def _adoption(ground: _Ground, executions: Executions, lifetimes: Lifetimes) -> Adoption:
+def _adoption(
+    ground: _Ground, executions: Executions, lifetimes: Lifetimes, superseded: Superseded
+) -> Adoption:
     return Adoption(
         owner=ground.owner,
         jobs=ground.jobs,
@@ -274,6 +280,8 @@ def _adoption(ground: _Ground, executions: Executions, lifetimes: Lifetimes) -> 
         lifetimes=lifetimes,
         gateways=ground.gateways,
         peers=ground.peers,
+        superseded=superseded,
+        retention_s=ground.config.artifacts.retention_s,
         scope=ground.scope,
         clock=ground.clock,
         metrics=ground.metrics,

@@ -53,6 +53,7 @@ class MeshVideos:
         loads: What this region tells them.
         scope: Owns what goes on after an answer.
         key_keep_s: How long it is remembered that a key's video was made elsewhere.
+        job_keep_s: And that a client went on elsewhere; as long as a job may live.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class MeshVideos:
         clock: Clock,
         scope: TaskScope,
         key_keep_s: int,
+        job_keep_s: int,
     ) -> None:
         self._region = region
         self._home = home
@@ -82,6 +84,7 @@ class MeshVideos:
             clock=clock,
             scope=scope,
             key_keep_s=key_keep_s,
+            job_keep_s=job_keep_s,
         )
 
     # --- new videos ---

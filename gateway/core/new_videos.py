@@ -6,6 +6,7 @@ key is assigned to the other one, and whoever uses it here again is sent there t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -68,6 +69,7 @@ class NewVideos:
         cancel: Cancels a video of any region.
         scope: Owns what goes on after an answer.
         key_keep_s: How long it is remembered that a key's video was made elsewhere.
+        job_keep_s: And that a client went on elsewhere; as long as a job may live.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class NewVideos:
         clock: Clock,
         scope: TaskScope,
         key_keep_s: int,
+        job_keep_s: int,
     ) -> None:
         self._region = region
         self._home = home
@@ -90,6 +93,7 @@ class NewVideos:
         self._clock = clock
         self._scope = scope
         self._key_keep_s = key_keep_s
+        self._job_keep_s = job_keep_s
 
     async def create(
         self,
@@ -238,7 +242,11 @@ class NewVideos:
     # --- copies ---
 
     async def _supersede(self, caller: Caller, video_id: str) -> None:
-        """Cancels the copy that a client left behind in a region it lost, once that is back."""
+        """Sees to the copy that a client left behind in a region it lost.
+
+        It is cancelled where that region answers. Else its home is told, which does so
+        when it is back, though this gateway be gone by then.
+        """
         give_up_s = self._clock.monotonic() + SUPERSEDE_FOR_S
         while self._clock.monotonic() < give_up_s:
             try:
@@ -247,7 +255,11 @@ class NewVideos:
                 return
             except GatewayError as error:
                 _log.debug("copy not cancelled yet", job_id=video_id, cause=error.code)
-                await self._clock.sleep(SUPERSEDE_EVERY_S)
             else:
                 _log.info("superseded copy", job_id=video_id, status=video.status)
                 return
+            with contextlib.suppress(JobStoreAway):
+                if await self._home.supersede(caller, video_id, keep_s=self._job_keep_s):
+                    _log.info("copy left to its home", job_id=video_id)
+                    return
+            await self._clock.sleep(SUPERSEDE_EVERY_S)

@@ -111,6 +111,10 @@ class Videos:
             caller.tenant, key, region=region, over_region=over_region, keep_s=keep_s
         )
 
+    async def supersede(self, caller: Caller, video_id: str, *, keep_s: int) -> bool:
+        """See :meth:`gateway.jobs.store.JobStore.supersede`."""
+        return await self._jobs.supersede(caller.tenant, video_id, keep_s=keep_s)
+
     def outlook(
         self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
     ) -> Outlook | None:

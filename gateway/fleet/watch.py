@@ -41,6 +41,8 @@ class ControlPlaneLink:
         hello: control_plane_service_pb2.GatewayHello,
         silence_timeout_s: float,
         on_fleet: Callable[[control_plane_service_pb2.WatchFleetResponse], None] = lambda _: None,
+        on_superseded: Callable[[Sequence[control_plane_service_pb2.SupersededJob]], None]
+        | None = None,
         on_regions: Callable[[Sequence[region_pb2.RegionView]], None] | None = None,
         on_orphans: Callable[[Sequence[job_service_pb2.Orphan]], None] | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class ControlPlaneLink:
         self._on_fleet = on_fleet
         self._on_orphans = on_orphans
         self._on_regions = on_regions
+        self._on_superseded = on_superseded
         self._leaving = asyncio.Event()
         self._left = asyncio.Event()
         # Index of the replica that the next stream goes to.
@@ -164,6 +167,8 @@ class ControlPlaneLink:
                     limit.reschedule(self._next_word_by())
                     if self._on_regions is not None:
                         self._on_regions(response.regions)
+                    if self._on_superseded is not None:
+                        self._on_superseded(response.superseded)
         except (aio.AioRpcError, TimeoutError) as error:
             # Nothing of this region depends on it: the other streams say whether the replica
             # lives, and the global store may be away where the regional one is not.

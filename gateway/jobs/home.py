@@ -77,6 +77,10 @@ class HomeJobs:
             tenant, key, region=region, over_region=over_region, keep_s=keep_s
         )
 
+    async def supersede(self, tenant: str, job_id: str, *, keep_s: int) -> bool:
+        """See :meth:`gateway.jobs.store.JobStore.supersede`."""
+        return await self._region.supersede(tenant, job_id, keep_s=keep_s)
+
     async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
         """See :meth:`gateway.jobs.store.JobStore.get`."""
         return await self._own.get(tenant, job_id) or await self._region.get(tenant, job_id)

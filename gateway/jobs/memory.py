@@ -91,6 +91,10 @@ class MemoryJobStore:
                 self._assigned.popitem(last=False)
         return self._assigned[tenant, key]
 
+    async def supersede(self, tenant: str, job_id: str, *, keep_s: int) -> bool:  # noqa: ARG002 - the port's
+        """See :meth:`JobStore.supersede`: nobody else reads this memory."""
+        return False
+
     async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
         """See :meth:`JobStore.get`."""
         record = self._records.get(job_id)

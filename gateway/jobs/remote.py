@@ -124,6 +124,18 @@ class RemoteJobStore:
         answer = await self._ask(lambda stub, limit_s: stub.AssignKey(request, timeout=limit_s))
         return answer.region if answer.WhichOneof("standing") == "region" else None
 
+    async def supersede(self, tenant: str, job_id: str, *, keep_s: int) -> bool:
+        """See :meth:`gateway.jobs.store.JobStore.supersede`."""
+        request = pb.SupersedeJobRequest(tenant=tenant, job_id=job_id, keep_s=keep_s)
+        # Of the global store: that it is away says nothing of the region's records.
+        try:
+            await self._stubs[self._turn].SupersedeJob(request, timeout=CALL_TIMEOUT_S)
+        except aio.AioRpcError as error:
+            raise JobStoreAway(
+                f"nobody could be told ({error.code().name})", retry_after_s=_RETRY_AFTER_S
+            ) from None
+        return True
+
     async def get(self, tenant: str, job_id: str) -> pb.JobRecord | None:
         """See :meth:`gateway.jobs.store.JobStore.get`."""
         request = pb.GetJobRequest(tenant=tenant, job_id=job_id)

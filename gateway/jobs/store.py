@@ -88,6 +88,13 @@ class JobStore(Protocol):
         """
         ...
 
+    async def supersede(self, tenant: str, job_id: str, *, keep_s: int) -> bool:
+        """Says for all regions that a client goes on elsewhere with a job of another one.
+
+        False: nobody keeps such words here.
+        """
+        ...
+
     async def get(self, tenant: str, job_id: str) -> job_service_pb2.JobRecord | None:
         """The tenant's record of that id."""
         ...

@@ -92,7 +92,7 @@ async def test_a_record_is_created_once(book):
 
 
 async def test_an_assigned_key_is_forgotten_in_time(bench, book, monkeypatch):
-    monkeypatch.setattr("control_plane.jobs.assignments._BUCKET_S", 1.0)
+    monkeypatch.setattr("control_plane.passing._BUCKET_S", 1.0)
 
     async def assign(key):
         return await book.assign_key("t", key, region="eu", over_region="", keep_s=1)

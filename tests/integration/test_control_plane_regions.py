@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 
+import grpc
 import pytest
+from grpc import aio
 from reelmesh.v1 import control_plane_service_pb2 as cp
+from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1 import node_pb2, region_pb2
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
+from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
 
 from control_plane.app import build_app
 from control_plane.errors import NotFoundError
@@ -19,6 +23,7 @@ from control_plane.store.writer import FencedWriter
 from reelkit import rpc
 from reelkit.clock import SystemClock
 from tests.support.controlplanes import Agent, config_for, node_hello
+from tests.support.stores import eventually
 
 DEADLINE_S = 20.0
 
@@ -116,6 +121,42 @@ async def test_a_policy_is_for_a_region_that_there_is(shared):
         assert views["ap"].policy.changed_by == "me"
         await book.set_policy("ap", draining=False, reason="", by="me")
         await until(lambda views: not views["ap"].policy.draining)
+
+
+async def superseded_at(app, *, messages):
+    """The jobs that a watcher hears of in so many messages."""
+    found = []
+    async with rpc.internal_channel(app.address) as channel, asyncio.timeout(DEADLINE_S):
+        call = ControlPlaneServiceStub(channel).WatchRegions(cp.WatchRegionsRequest())
+        for _ in range(messages):
+            found += [(job.job_id, job.tenant) for job in (await call.read()).superseded]
+        call.cancel()
+    return found
+
+
+async def test_a_region_hears_once_which_of_its_jobs_go_on_elsewhere(shared):
+    async with (
+        region("ap", shared, fleet={"heartbeat_s": 0.1}) as ap,
+        region("eu", shared, fleet={"heartbeat_s": 0.1}) as eu,
+        rpc.internal_channel(ap.address) as channel,
+    ):
+        jobs = JobServiceStub(channel)
+        told = pb.SupersedeJobRequest(tenant="t", job_id="eu-1", keep_s=60)
+        await jobs.SupersedeJob(told)
+        await jobs.SupersedeJob(told)
+
+        async def heard():
+            return await superseded_at(eu, messages=1) == [("eu-1", "t")]
+
+        await eventually(heard)
+        assert await superseded_at(eu, messages=4) == [("eu-1", "t")]
+        assert await superseded_at(ap, messages=4) == []
+        shared.set_available(available=False)
+        with pytest.raises(aio.AioRpcError) as raised:
+            await jobs.SupersedeJob(told, timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(aio.AioRpcError, match="job_id"):
+            await jobs.SupersedeJob(pb.SupersedeJobRequest(tenant="t", job_id="a/b", keep_s=60))
 
 
 def test_equal_fleets_say_the_same_and_the_newest_is_believed():

@@ -90,6 +90,7 @@ async def open_region(tmp_path: Path, name: str) -> AsyncIterator[RegionUnderTes
             clock=clock,
             scope=core.scope,
             key_keep_s=60,
+            job_keep_s=60,
         )
         region = RegionUnderTest(name, gateway, application, regions, None)
         await region.listen()

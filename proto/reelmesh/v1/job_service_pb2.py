@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reelmesh.v1 import video_pb2 as reelmesh_dot_v1_dot_video__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreelmesh/v1/job_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reelmesh/v1/video.proto\"\x89\x01\n\nJobAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"\xd0\x02\n\tJobRecord\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12)\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x17.reelmesh.v1.JobAttempt\x12\x14\n\x0c\x61rtifact_key\x18\x07 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x16\n\x0erequest_digest\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x03\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11owner_incarnation\x18\x0c \x01(\t\x12\x0c\n\x04keep\x18\r \x01(\x08\"P\n\x10\x43reateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x17\n\x0fover_assignment\x18\x02 \x01(\x08\"]\n\x11\x43reateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x12\n\nkey_region\x18\x03 \x01(\t\"/\n\rGetJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\">\n\x13\x46indJobByKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"O\n\x14\x46indJobByKeyResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x12\n\nkey_region\x18\x02 \x01(\t\"p\n\x10\x41ssignKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x13\n\x0bover_region\x18\x04 \x01(\t\x12\x0e\n\x06keep_s\x18\x05 \x01(\r\"X\n\x11\x41ssignKeyResponse\x12\x10\n\x06region\x18\x01 \x01(\tH\x00\x12%\n\x03job\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.JobRecordH\x00\x42\n\n\x08standing\"Y\n\x0f\x43laimJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"H\n\x10\x43laimJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63laimed\x18\x02 \x01(\x08\"7\n\x10UpdateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"I\n\x11UpdateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07written\x18\x02 \x01(\x08\"2\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"8\n\x11\x44\x65leteJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"`\n\x0fListJobsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x66ter_job_id\x18\x03 \x01(\t\x12\x14\n\x0coldest_first\x18\x04 \x01(\x08\"F\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\"P\n\x16ListExpiredJobsRequest\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x02 \x01(\r\"?\n\x17ListExpiredJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\"#\n\x10KnownJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"$\n\x11KnownJobsResponse\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\")\n\x13WatchOrphansRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"d\n\x06Orphan\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\x14\n\x0cheir_gateway\x18\x05 \x01(\t\"<\n\x14WatchOrphansResponse\x12$\n\x07orphans\x18\x01 \x03(\x0b\x32\x13.reelmesh.v1.Orphan2\xe7\x06\n\nJobService\x12J\n\tCreateJob\x12\x1d.reelmesh.v1.CreateJobRequest\x1a\x1e.reelmesh.v1.CreateJobResponse\x12\x41\n\x06GetJob\x12\x1a.reelmesh.v1.GetJobRequest\x1a\x1b.reelmesh.v1.GetJobResponse\x12S\n\x0c\x46indJobByKey\x12 .reelmesh.v1.FindJobByKeyRequest\x1a!.reelmesh.v1.FindJobByKeyResponse\x12J\n\tAssignKey\x12\x1d.reelmesh.v1.AssignKeyRequest\x1a\x1e.reelmesh.v1.AssignKeyResponse\x12G\n\x08\x43laimJob\x12\x1c.reelmesh.v1.ClaimJobRequest\x1a\x1d.reelmesh.v1.ClaimJobResponse\x12J\n\tUpdateJob\x12\x1d.reelmesh.v1.UpdateJobRequest\x1a\x1e.reelmesh.v1.UpdateJobResponse\x12J\n\tDeleteJob\x12\x1d.reelmesh.v1.DeleteJobRequest\x1a\x1e.reelmesh.v1.DeleteJobResponse\x12G\n\x08ListJobs\x12\x1c.reelmesh.v1.ListJobsRequest\x1a\x1d.reelmesh.v1.ListJobsResponse\x12\\\n\x0fListExpiredJobs\x12#.reelmesh.v1.ListExpiredJobsRequest\x1a$.reelmesh.v1.ListExpiredJobsResponse\x12J\n\tKnownJobs\x12\x1d.reelmesh.v1.KnownJobsRequest\x1a\x1e.reelmesh.v1.KnownJobsResponse\x12U\n\x0cWatchOrphans\x12 .reelmesh.v1.WatchOrphansRequest\x1a!.reelmesh.v1.WatchOrphansResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dreelmesh/v1/job_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17reelmesh/v1/video.proto\"\x89\x01\n\nJobAttempt\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07node_id\x18\x04 \x01(\t\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63\x61use\x18\x06 \x01(\t\"\xd0\x02\n\tJobRecord\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\x12)\n\x08\x61ttempts\x18\x06 \x03(\x0b\x32\x17.reelmesh.v1.JobAttempt\x12\x14\n\x0c\x61rtifact_key\x18\x07 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x08 \x01(\t\x12\x16\n\x0erequest_digest\x18\t \x01(\t\x12\x10\n\x08revision\x18\n \x01(\x03\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11owner_incarnation\x18\x0c \x01(\t\x12\x0c\n\x04keep\x18\r \x01(\x08\"P\n\x10\x43reateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x17\n\x0fover_assignment\x18\x02 \x01(\x08\"]\n\x11\x43reateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\x12\n\nkey_region\x18\x03 \x01(\t\"/\n\rGetJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"5\n\x0eGetJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\">\n\x13\x46indJobByKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\"O\n\x14\x46indJobByKeyResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x12\n\nkey_region\x18\x02 \x01(\t\"p\n\x10\x41ssignKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x02 \x01(\t\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x13\n\x0bover_region\x18\x04 \x01(\t\x12\x0e\n\x06keep_s\x18\x05 \x01(\r\"X\n\x11\x41ssignKeyResponse\x12\x10\n\x06region\x18\x01 \x01(\tH\x00\x12%\n\x03job\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.JobRecordH\x00\x42\n\n\x08standing\"E\n\x13SupersedeJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\x12\x0e\n\x06keep_s\x18\x03 \x01(\r\"\x16\n\x14SupersedeJobResponse\"Y\n\x0f\x43laimJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\"H\n\x10\x43laimJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07\x63laimed\x18\x02 \x01(\x08\"7\n\x10UpdateJobRequest\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"I\n\x11UpdateJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0f\n\x07written\x18\x02 \x01(\x08\"2\n\x10\x44\x65leteJobRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06job_id\x18\x02 \x01(\t\"8\n\x11\x44\x65leteJobResponse\x12#\n\x03job\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.JobRecord\"`\n\x0fListJobsRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x14\n\x0c\x61\x66ter_job_id\x18\x03 \x01(\t\x12\x14\n\x0coldest_first\x18\x04 \x01(\x08\"F\n\x10ListJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\x12\x0c\n\x04more\x18\x02 \x01(\x08\"P\n\x16ListExpiredJobsRequest\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x02 \x01(\r\"?\n\x17ListExpiredJobsResponse\x12$\n\x04jobs\x18\x01 \x03(\x0b\x32\x16.reelmesh.v1.JobRecord\"#\n\x10KnownJobsRequest\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\"$\n\x11KnownJobsResponse\x12\x0f\n\x07job_ids\x18\x01 \x03(\t\")\n\x13WatchOrphansRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\"d\n\x06Orphan\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x15\n\rowner_gateway\x18\x04 \x01(\t\x12\x14\n\x0cheir_gateway\x18\x05 \x01(\t\"<\n\x14WatchOrphansResponse\x12$\n\x07orphans\x18\x01 \x03(\x0b\x32\x13.reelmesh.v1.Orphan2\xbc\x07\n\nJobService\x12J\n\tCreateJob\x12\x1d.reelmesh.v1.CreateJobRequest\x1a\x1e.reelmesh.v1.CreateJobResponse\x12\x41\n\x06GetJob\x12\x1a.reelmesh.v1.GetJobRequest\x1a\x1b.reelmesh.v1.GetJobResponse\x12S\n\x0c\x46indJobByKey\x12 .reelmesh.v1.FindJobByKeyRequest\x1a!.reelmesh.v1.FindJobByKeyResponse\x12J\n\tAssignKey\x12\x1d.reelmesh.v1.AssignKeyRequest\x1a\x1e.reelmesh.v1.AssignKeyResponse\x12S\n\x0cSupersedeJob\x12 .reelmesh.v1.SupersedeJobRequest\x1a!.reelmesh.v1.SupersedeJobResponse\x12G\n\x08\x43laimJob\x12\x1c.reelmesh.v1.ClaimJobRequest\x1a\x1d.reelmesh.v1.ClaimJobResponse\x12J\n\tUpdateJob\x12\x1d.reelmesh.v1.UpdateJobRequest\x1a\x1e.reelmesh.v1.UpdateJobResponse\x12J\n\tDeleteJob\x12\x1d.reelmesh.v1.DeleteJobRequest\x1a\x1e.reelmesh.v1.DeleteJobResponse\x12G\n\x08ListJobs\x12\x1c.reelmesh.v1.ListJobsRequest\x1a\x1d.reelmesh.v1.ListJobsResponse\x12\\\n\x0fListExpiredJobs\x12#.reelmesh.v1.ListExpiredJobsRequest\x1a$.reelmesh.v1.ListExpiredJobsResponse\x12J\n\tKnownJobs\x12\x1d.reelmesh.v1.KnownJobsRequest\x1a\x1e.reelmesh.v1.KnownJobsResponse\x12U\n\x0cWatchOrphans\x12 .reelmesh.v1.WatchOrphansRequest\x1a!.reelmesh.v1.WatchOrphansResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,36 +53,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSIGNKEYREQUEST']._serialized_end=1121
   _globals['_ASSIGNKEYRESPONSE']._serialized_start=1123
   _globals['_ASSIGNKEYRESPONSE']._serialized_end=1211
-  _globals['_CLAIMJOBREQUEST']._serialized_start=1213
-  _globals['_CLAIMJOBREQUEST']._serialized_end=1302
-  _globals['_CLAIMJOBRESPONSE']._serialized_start=1304
-  _globals['_CLAIMJOBRESPONSE']._serialized_end=1376
-  _globals['_UPDATEJOBREQUEST']._serialized_start=1378
-  _globals['_UPDATEJOBREQUEST']._serialized_end=1433
-  _globals['_UPDATEJOBRESPONSE']._serialized_start=1435
-  _globals['_UPDATEJOBRESPONSE']._serialized_end=1508
-  _globals['_DELETEJOBREQUEST']._serialized_start=1510
-  _globals['_DELETEJOBREQUEST']._serialized_end=1560
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1562
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1618
-  _globals['_LISTJOBSREQUEST']._serialized_start=1620
-  _globals['_LISTJOBSREQUEST']._serialized_end=1716
-  _globals['_LISTJOBSRESPONSE']._serialized_start=1718
-  _globals['_LISTJOBSRESPONSE']._serialized_end=1788
-  _globals['_LISTEXPIREDJOBSREQUEST']._serialized_start=1790
-  _globals['_LISTEXPIREDJOBSREQUEST']._serialized_end=1870
-  _globals['_LISTEXPIREDJOBSRESPONSE']._serialized_start=1872
-  _globals['_LISTEXPIREDJOBSRESPONSE']._serialized_end=1935
-  _globals['_KNOWNJOBSREQUEST']._serialized_start=1937
-  _globals['_KNOWNJOBSREQUEST']._serialized_end=1972
-  _globals['_KNOWNJOBSRESPONSE']._serialized_start=1974
-  _globals['_KNOWNJOBSRESPONSE']._serialized_end=2010
-  _globals['_WATCHORPHANSREQUEST']._serialized_start=2012
-  _globals['_WATCHORPHANSREQUEST']._serialized_end=2053
-  _globals['_ORPHAN']._serialized_start=2055
-  _globals['_ORPHAN']._serialized_end=2155
-  _globals['_WATCHORPHANSRESPONSE']._serialized_start=2157
-  _globals['_WATCHORPHANSRESPONSE']._serialized_end=2217
-  _globals['_JOBSERVICE']._serialized_start=2220
-  _globals['_JOBSERVICE']._serialized_end=3091
+  _globals['_SUPERSEDEJOBREQUEST']._serialized_start=1213
+  _globals['_SUPERSEDEJOBREQUEST']._serialized_end=1282
+  _globals['_SUPERSEDEJOBRESPONSE']._serialized_start=1284
+  _globals['_SUPERSEDEJOBRESPONSE']._serialized_end=1306
+  _globals['_CLAIMJOBREQUEST']._serialized_start=1308
+  _globals['_CLAIMJOBREQUEST']._serialized_end=1397
+  _globals['_CLAIMJOBRESPONSE']._serialized_start=1399
+  _globals['_CLAIMJOBRESPONSE']._serialized_end=1471
+  _globals['_UPDATEJOBREQUEST']._serialized_start=1473
+  _globals['_UPDATEJOBREQUEST']._serialized_end=1528
+  _globals['_UPDATEJOBRESPONSE']._serialized_start=1530
+  _globals['_UPDATEJOBRESPONSE']._serialized_end=1603
+  _globals['_DELETEJOBREQUEST']._serialized_start=1605
+  _globals['_DELETEJOBREQUEST']._serialized_end=1655
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1657
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1713
+  _globals['_LISTJOBSREQUEST']._serialized_start=1715
+  _globals['_LISTJOBSREQUEST']._serialized_end=1811
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1813
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1883
+  _globals['_LISTEXPIREDJOBSREQUEST']._serialized_start=1885
+  _globals['_LISTEXPIREDJOBSREQUEST']._serialized_end=1965
+  _globals['_LISTEXPIREDJOBSRESPONSE']._serialized_start=1967
+  _globals['_LISTEXPIREDJOBSRESPONSE']._serialized_end=2030
+  _globals['_KNOWNJOBSREQUEST']._serialized_start=2032
+  _globals['_KNOWNJOBSREQUEST']._serialized_end=2067
+  _globals['_KNOWNJOBSRESPONSE']._serialized_start=2069
+  _globals['_KNOWNJOBSRESPONSE']._serialized_end=2105
+  _globals['_WATCHORPHANSREQUEST']._serialized_start=2107
+  _globals['_WATCHORPHANSREQUEST']._serialized_end=2148
+  _globals['_ORPHAN']._serialized_start=2150
+  _globals['_ORPHAN']._serialized_end=2250
+  _globals['_WATCHORPHANSRESPONSE']._serialized_start=2252
+  _globals['_WATCHORPHANSRESPONSE']._serialized_end=2312
+  _globals['_JOBSERVICE']._serialized_start=2315
+  _globals['_JOBSERVICE']._serialized_end=3271
 # @@protoc_insertion_point(module_scope)

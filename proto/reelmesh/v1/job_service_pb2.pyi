@@ -326,6 +326,47 @@ class AssignKeyResponse(_message.Message):
 Global___AssignKeyResponse: _TypeAlias = AssignKeyResponse  # noqa: Y015
 
 @_typing.final
+class SupersedeJobRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    KEEP_S_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    job_id: _builtins.str
+    keep_s: _builtins.int
+    """How long it is kept, in whole seconds; as long as a job may live."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        keep_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "keep_s", b"keep_s", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SupersedeJobRequest: _TypeAlias = SupersedeJobRequest  # noqa: Y015
+
+@_typing.final
+class SupersedeJobResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SupersedeJobResponse: _TypeAlias = SupersedeJobResponse  # noqa: Y015
+
+@_typing.final
 class ClaimJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -57,6 +57,11 @@ class JobServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyResponse.FromString,
                 _registered_method=True)
+        self.SupersedeJob = channel.unary_unary(
+                '/reelmesh.v1.JobService/SupersedeJob',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.SupersedeJobRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.SupersedeJobResponse.FromString,
+                _registered_method=True)
         self.ClaimJob = channel.unary_unary(
                 '/reelmesh.v1.JobService/ClaimJob',
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimJobRequest.SerializeToString,
@@ -124,6 +129,14 @@ class JobServiceServicer:
     def AssignKey(self, request, context):
         """Says that a key's video is made in another region, before it is. The first to say so
         wins, and a key that has made a video here keeps it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SupersedeJob(self, request, context):
+        """Says that a client goes on with another job in place of one of another region, which may
+        be away. That region cancels it when it is back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,6 +215,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.AssignKey,
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.AssignKeyResponse.SerializeToString,
+            ),
+            'SupersedeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.SupersedeJob,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.SupersedeJobRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.SupersedeJobResponse.SerializeToString,
             ),
             'ClaimJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ClaimJob,
@@ -350,6 +368,33 @@ class JobService:
             '/reelmesh.v1.JobService/AssignKey',
             reelmesh_dot_v1_dot_job__service__pb2.AssignKeyRequest.SerializeToString,
             reelmesh_dot_v1_dot_job__service__pb2.AssignKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SupersedeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/SupersedeJob',
+            reelmesh_dot_v1_dot_job__service__pb2.SupersedeJobRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.SupersedeJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

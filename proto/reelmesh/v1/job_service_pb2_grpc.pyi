@@ -46,6 +46,10 @@ class JobServiceStub:
     """Says that a key's video is made in another region, before it is. The first to say so
     wins, and a key that has made a video here keeps it.
     """
+    SupersedeJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.SupersedeJobRequest, _job_service_pb2.SupersedeJobResponse]
+    """Says that a client goes on with another job in place of one of another region, which may
+    be away. That region cancels it when it is back.
+    """
     ClaimJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ClaimJobRequest, _job_service_pb2.ClaimJobResponse]
     """Makes the caller owner: epoch + 1 by compare-and-swap."""
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.UpdateJobRequest, _job_service_pb2.UpdateJobResponse]
@@ -82,6 +86,10 @@ class JobServiceAsyncStub(JobServiceStub):
     AssignKey: _aio.UnaryUnaryMultiCallable[_job_service_pb2.AssignKeyRequest, _job_service_pb2.AssignKeyResponse]  # type: ignore[assignment]
     """Says that a key's video is made in another region, before it is. The first to say so
     wins, and a key that has made a video here keeps it.
+    """
+    SupersedeJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.SupersedeJobRequest, _job_service_pb2.SupersedeJobResponse]  # type: ignore[assignment]
+    """Says that a client goes on with another job in place of one of another region, which may
+    be away. That region cancels it when it is back.
     """
     ClaimJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ClaimJobRequest, _job_service_pb2.ClaimJobResponse]  # type: ignore[assignment]
     """Makes the caller owner: epoch + 1 by compare-and-swap."""
@@ -140,6 +148,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_service_pb2.AssignKeyResponse, _abc.Awaitable[_job_service_pb2.AssignKeyResponse]]:
         """Says that a key's video is made in another region, before it is. The first to say so
         wins, and a key that has made a video here keeps it.
+        """
+
+    @_abc_1.abstractmethod
+    def SupersedeJob(
+        self,
+        request: _job_service_pb2.SupersedeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.SupersedeJobResponse, _abc.Awaitable[_job_service_pb2.SupersedeJobResponse]]:
+        """Says that a client goes on with another job in place of one of another region, which may
+        be away. That region cancels it when it is back.
         """
 
     @_abc_1.abstractmethod
