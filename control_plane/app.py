@@ -233,7 +233,7 @@ async def build_app(
                 asker=GrpcStatusAsker(timeout_s=config.operator.status_timeout_s),
                 regions=regions.book,
             )
-            listening = operator_listener(config.operator, operators, clock=clock)
+            listening = operator_listener(config.operator, operators, clock=clock, scope=scope)
             operator_address = await stack.enter_async_context(listening)
 
         def stop_streams() -> None:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from reelmesh.v1 import control_plane_service_pb2
 
 from gateway.application import FROM_REGION
+from gateway.auth.fetch import open_jwks_loaders
 from gateway.auth.tokens import TokenVerifier
 from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
@@ -93,8 +94,9 @@ async def build_app(
     clock = clock or SystemClock()
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
-    verifier = TokenVerifier(config.auth, clock=clock)
     async with AsyncExitStack() as stack:
+        loader_of = await stack.enter_async_context(open_jwks_loaders())
+        verifier = TokenVerifier(config.auth, clock=clock, loader_of=loader_of)
         core = await stack.enter_async_context(
             open_core(config, clock=clock, registry=registry, jobs=jobs, artifacts=artifacts)
         )
@@ -164,6 +166,7 @@ async def build_app(
         stack.push_async_callback(control.close)
         control.start(core.scope)
         core.scope.spawn(core.sweeper.run(), name="sweeper")
+        verifier.follow_keys(core.scope)
         # What start-up made lives as long as the process: no collection need look at it.
         gc.collect()
         gc.freeze()

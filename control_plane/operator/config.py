@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from control_plane.operator.loopback import is_loopback
+from reelkit.loopback import is_loopback
 from reelkit.settings import Address, Settings
 from reelkit.tokens.config import IssuerSettings, TokenSettings, check_issuers_differ
 

@@ -16,6 +16,7 @@ from control_plane.errors import ControlPlaneError, UnauthenticatedError, abort
 from control_plane.operator.access import Operator, Scope, require, required_scope
 from control_plane.operator.config import OperatorAuth
 from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
 from reelkit.tokens.config import IssuerSettings
 from reelkit.tokens.errors import TokenError
 from reelkit.tokens.verifier import Claims, JwtVerifier, scopes_of, subject_of
@@ -49,6 +50,10 @@ class TokenAuthenticator:
 
     def __init__(self, config: OperatorAuth, *, clock: Clock) -> None:
         self._jwt = JwtVerifier(config.issuers, config, clock=clock, read=_operator)
+
+    def follow_keys(self, scope: TaskScope) -> None:
+        """Reads keys again as they change, for as long as the scope lives."""
+        self._jwt.follow_keys(scope)
 
     async def operator(self, authorization: str | None) -> Operator:
         """See :class:`Authenticator`."""

@@ -17,15 +17,22 @@ from control_plane.operator.service import OperatorService
 from reelkit import rpc
 from reelkit.clock import Clock
 from reelkit.settings import blame_field
+from reelkit.tasks import TaskScope
 
 _log = structlog.get_logger("control_plane.operator")
 
 
 @contextlib.asynccontextmanager
 async def operator_listener(
-    config: OperatorSettings, service: OperatorService, *, clock: Clock
+    config: OperatorSettings, service: OperatorService, *, clock: Clock, scope: TaskScope
 ) -> AsyncIterator[str]:
     """Serves while the block runs; yields host:port with the port that was bound.
+
+    Args:
+        config: Address, certificate and issuers.
+        service: What is served.
+        clock: For tokens' times.
+        scope: Owns what reads keys again.
 
     Raises:
         ConfigError: The address, the certificate or a key file cannot be used.
@@ -33,6 +40,7 @@ async def operator_listener(
     if config.listen is None or config.auth is None:
         raise ValueError("operator.listen and operator.auth are needed")
     authenticator = TokenAuthenticator(config.auth, clock=clock)
+    authenticator.follow_keys(scope)
     server = aio.server(options=rpc.server_options())
     server.add_generic_rpc_handlers((guarded_service(service, authenticator),))
     # Anybody may ask whether it serves: that is all there is to hear without a token.

@@ -11,9 +11,9 @@ from reelmesh.v1 import operator_service_pb2 as op
 from reelmesh.v1 import region_pb2
 from reelmesh.v1.operator_service_pb2_grpc import OperatorServiceStub
 
-from control_plane.operator.loopback import is_loopback
 from control_plane.reelctl.errors import CtlError, NoAnswerError, NotFoundError, UsageError
 from control_plane.reelctl.target import Site, Target
+from reelkit.loopback import is_loopback
 
 OnMissing = Callable[[str], None]
 

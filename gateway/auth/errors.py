@@ -16,13 +16,17 @@
     ├── WrongAudience       aud does not name this service
     └── BadClaims           a claim that must be there is missing or ill-formed
 
+    Unavailable
+    └── KeysAway            nothing is said of the token: its issuer's keys were never read
+
 They are what :mod:`reelkit.tokens.errors` tells apart, as answers of this gateway.
 No message holds any part of the token.
 """
 
 from __future__ import annotations
 
-from gateway.errors import Unauthenticated
+from gateway.errors import GatewayError, Unauthenticated, Unavailable
+from reelkit.tokens import errors as tokens
 from reelkit.tokens.errors import TokenError
 
 
@@ -98,9 +102,18 @@ class BadClaims(Unauthenticated):
     code = "bad_claims"
 
 
+class KeysAway(Unavailable):
+    """The keys of the token's issuer could not be fetched yet."""
+
+    code = tokens.KeysAway.code
+
+
 _BY_CODE = {kind.code: kind for kind in Unauthenticated.__subclasses__()}
+_RETRY_AFTER_S = 5.0
 
 
-def refusal_of(error: TokenError) -> Unauthenticated:
+def refusal_of(error: TokenError) -> GatewayError:
     """The same cause as an answer of this gateway."""
+    if isinstance(error, tokens.KeysAway):
+        return KeysAway(error.message, retry_after_s=_RETRY_AFTER_S)
     return _BY_CODE.get(error.code, Unauthenticated)(error.message)

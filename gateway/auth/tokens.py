@@ -8,7 +8,9 @@ from gateway.application import Caller
 from gateway.auth.config import AuthConfig, IssuerConfig
 from gateway.auth.errors import refusal_of
 from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
 from reelkit.tokens.errors import BadClaims, TokenError
+from reelkit.tokens.sources import LoaderOf
 from reelkit.tokens.verifier import Claims, JwtVerifier, scopes_of, subject_of
 
 # A tenant is part of keys and metric labels elsewhere: no slash, no white space.
@@ -21,19 +23,29 @@ class TokenVerifier:
     Args:
         config: Issuers and limits; their key files are read here, once.
         clock: Where "now" comes from; exp, nbf and iat are compared with its wall time.
+        loader_of: Reads key sets from URLs; without it none is taken.
 
     Raises:
         ConfigError: A key file is missing, or a key in it cannot be used.
     """
 
-    def __init__(self, config: AuthConfig, *, clock: Clock) -> None:
-        self._jwt = JwtVerifier(config.issuers, config, clock=clock, read=_caller)
+    def __init__(
+        self, config: AuthConfig, *, clock: Clock, loader_of: LoaderOf | None = None
+    ) -> None:
+        self._jwt = JwtVerifier(
+            config.issuers, config, clock=clock, read=_caller, loader_of=loader_of
+        )
+
+    def follow_keys(self, scope: TaskScope) -> None:
+        """Reads keys again as they change, for as long as the scope lives."""
+        self._jwt.follow_keys(scope)
 
     async def verify(self, authorization: str | None) -> Caller:
         """The caller that a header value such as ``Bearer eyJ...`` stands for.
 
         Raises:
             Unauthenticated: A subclass of :mod:`gateway.auth.errors` says what is wrong.
+            KeysAway: Nothing can be said of it yet.
         """
         try:
             return await self._jwt.verify(authorization)

@@ -14,7 +14,8 @@
     ├── TokenExpired        exp has passed
     ├── TokenNotYetValid    nbf or iat lies ahead
     ├── WrongAudience       aud does not name this service
-    └── BadClaims           a claim that must be there is missing or ill-formed
+    ├── BadClaims           a claim that must be there is missing or ill-formed
+    └── KeysAway            nothing is said of the token: its issuer's keys were never read
 
 No message holds any part of the token.
 """
@@ -25,7 +26,7 @@ from typing import ClassVar
 
 
 class TokenError(Exception):
-    """Base of all; asking again with the same token never helps."""
+    """Base of all; asking again with the same token never helps, but for KeysAway."""
 
     code: ClassVar[str] = "unauthenticated"
 
@@ -104,3 +105,9 @@ class BadClaims(TokenError):  # noqa: N818 - likewise
     """A claim that must be there is missing or ill-formed."""
 
     code = "bad_claims"
+
+
+class KeysAway(TokenError):  # noqa: N818 - likewise
+    """The keys of the token's issuer could not be fetched yet; ask again."""
+
+    code = "keys_unavailable"

@@ -1,4 +1,4 @@
-"""Verification keys of an issuer: from a JWKS file or from a shared secret.
+"""Verification keys of an issuer, as a key set and a shared secret hold them.
 
 A key knows its one algorithm; what a token says of algorithms is compared with it and
 never chosen from.
@@ -7,8 +7,6 @@ never chosen from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import jwt
@@ -16,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.exceptions import PyJWTError
 
 from reelkit.settings import ConfigError
-from reelkit.tokens.config import IssuerSettings
 
 ASYMMETRIC_ALGORITHMS = frozenset(
     {
@@ -35,8 +32,7 @@ _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 class KeySource(Protocol):
     """Where an issuer's keys come from.
 
-    A file answers at once. A source that fetches a URL may wait here, refreshes on an
-    unknown kid at most once per cooldown, and keeps its last good keys.
+    A source may wait here for a key that it does not know.
     """
 
     @property
@@ -45,24 +41,12 @@ class KeySource(Protocol):
         ...
 
     async def find(self, kid: str | None) -> jwt.PyJWK | None:
-        """The key of that id; without an id, the only key there is; else None."""
+        """The key of that id; without an id, the only key there is; else None.
+
+        Raises:
+            KeysAway: No key was ever read, and none can be now.
+        """
         ...
-
-
-class FixedKeys:
-    """Keys that stay as they were read."""
-
-    generation = 0
-
-    def __init__(self, keys: Mapping[str | None, jwt.PyJWK]) -> None:
-        self._keys = dict(keys)
-        self._only = next(iter(self._keys.values())) if len(self._keys) == 1 else None
-
-    async def find(self, kid: str | None) -> jwt.PyJWK | None:
-        """The key of that id; without an id, the only key there is; else None."""
-        if kid is None:
-            return self._only
-        return self._keys.get(kid)
 
 
 class SharedSecret:
@@ -77,26 +61,6 @@ class SharedSecret:
     async def find(self, kid: str | None) -> jwt.PyJWK | None:  # noqa: ARG002 - the port's shape
         """The secret."""
         return self._key
-
-
-def open_key_source(config: IssuerSettings) -> KeySource:
-    """Reads the keys that an issuer is configured with.
-
-    Raises:
-        ConfigError: The file cannot be read, or holds no key that can be used.
-    """
-    if config.jwks_file is not None:
-        text = _read(config.jwks_file, "jwks_file")
-        return FixedKeys(parse_jwks(text, source=f"jwks_file {config.jwks_file}"))
-    if config.shared_secret_file is not None:
-        secret = _read(config.shared_secret_file, "shared_secret_file").rstrip()
-        if len(secret) < MIN_SECRET_BYTES:
-            raise ConfigError(
-                f"shared_secret_file {config.shared_secret_file}: holds {len(secret)} bytes; "
-                f"an HS256 secret has at least {MIN_SECRET_BYTES}"
-            )
-        return SharedSecret(secret)
-    raise ConfigError(f"issuer {config.issuer}: has neither jwks_file nor shared_secret_file")
 
 
 def parse_jwks(text: bytes, *, source: str) -> dict[str | None, jwt.PyJWK]:
@@ -147,10 +111,3 @@ def _parse_key(member: dict[str, Any], *, source: str) -> jwt.PyJWK | None:
     if isinstance(material, RSAPublicKey) and material.key_size < MIN_RSA_BITS:
         raise ConfigError(f"{source}: RSA keys have at least {MIN_RSA_BITS} bits")
     return key
-
-
-def _read(path: Path, field: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{field} {path}: cannot be read: {error.strerror}") from None

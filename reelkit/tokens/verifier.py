@@ -20,9 +20,12 @@ from jwt.exceptions import InvalidSignatureError, PyJWTError
 from jwt.utils import base64url_decode
 
 from reelkit.clock import Clock
+from reelkit.tasks import TaskScope
 from reelkit.tokens import errors
 from reelkit.tokens.config import IssuerSettings, TokenSettings
-from reelkit.tokens.keys import KeySource, open_key_source
+from reelkit.tokens.keys import KeySource
+from reelkit.tokens.refreshed import RefreshedKeys
+from reelkit.tokens.sources import LoaderOf, open_key_source
 
 # Verdicts that are kept: 4,096 are about 2 MB, and spare a signature check per call.
 MAX_REMEMBERED = 4096
@@ -53,6 +56,7 @@ class JwtVerifier(Generic[I, C]):
         clock: Where "now" comes from; exp, nbf and iat are compared with its wall time.
         read: Makes the caller of claims that hold; raises
             :class:`~reelkit.tokens.errors.BadClaims` where one that it needs is missing.
+        loader_of: Reads key sets from URLs; without it none is taken.
 
     Raises:
         ConfigError: A key file is missing, or a key in it cannot be used.
@@ -65,13 +69,23 @@ class JwtVerifier(Generic[I, C]):
         *,
         clock: Clock,
         read: Callable[[Claims, I], C],
+        loader_of: LoaderOf | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._read = read
-        self._issuers = {issuer.issuer: (issuer, open_key_source(issuer)) for issuer in issuers}
+        self._issuers = {
+            issuer.issuer: (issuer, open_key_source(issuer, clock=clock, loader_of=loader_of))
+            for issuer in issuers
+        }
         self._jws = jwt.PyJWS()
         self._remembered: OrderedDict[bytes, tuple[_Verdict[C], KeySource]] = OrderedDict()
+
+    def follow_keys(self, scope: TaskScope) -> None:
+        """Reads keys again as they change, for as long as the scope lives."""
+        for name, (_, source) in self._issuers.items():
+            if isinstance(source, RefreshedKeys):
+                scope.spawn(source.keep_fresh(), name=f"keys of {name}")
 
     async def verify(self, authorization: str | None) -> C:
         """The caller that a header value such as ``Bearer eyJ...`` stands for.

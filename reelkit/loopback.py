@@ -7,7 +7,11 @@ import ipaddress
 
 def is_loopback(address: str) -> bool:
     """Whether ``host:port`` can only be reached from its own host."""
-    host = address.rpartition(":")[0].strip("[]")
+    return is_loopback_host(address.rpartition(":")[0].strip("[]"))
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host is this machine itself."""
     if host == "localhost":
         return True
     try:
