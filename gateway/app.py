@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry
 from reelmesh.v1 import control_plane_service_pb2
 
 from gateway.application import FROM_REGION
-from gateway.auth.fetch import open_jwks_loaders
 from gateway.auth.tokens import TokenVerifier
 from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
@@ -26,6 +25,7 @@ from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
 from gateway.edge_grpc.peer_api import add_peer_service
 from gateway.edge_http.api import build_http_app, http_runner, listen_http
+from gateway.edge_http.jwks import open_jwks_loaders
 from gateway.fleet.watch import ControlPlaneLink
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore

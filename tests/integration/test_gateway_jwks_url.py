@@ -9,10 +9,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway.auth import errors as auth_errors
-from gateway.auth import fetch
 from gateway.auth.config import AuthConfig, IssuerConfig
 from gateway.auth.tokens import TokenVerifier
 from gateway.edge.error_table import row_for
+from gateway.edge_http import jwks as fetch
 from reelkit.clock import SystemClock
 from reelkit.tasks import TaskScope
 from reelkit.tokens import refreshed, sources
