@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.reelctl.commands import gateway, node, region
+from control_plane.reelctl.commands import gateway, node, region, token
 from control_plane.reelctl.errors import CtlError, StoppedError
 from control_plane.reelctl.output import print_error, say
 from reelkit.extras import DISTRIBUTION
@@ -22,6 +22,7 @@ HELP = """Look at a mesh and steer it: nodes, gateways, regions.
   reelctl node events ap-node-0
   reelctl node drain ap-node-0 --wait
   reelctl region drain eu --reason "power works"
+  reelctl token issue --keys ./keys --tenant studio-7 --subject alice
 
 The control plane is that of --endpoint and --token, else of REELCTL_ENDPOINT and
 REELCTL_TOKEN, else the mesh of --mesh, of REELMESH_STATE_DIR, or of mesh-state/mesh.json
@@ -61,6 +62,7 @@ def _options(
 app.add_typer(node.app, name="node")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(region.app, name="region")
+app.add_typer(token.app, name="token")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

@@ -54,8 +54,13 @@ def print_all(
         else:
             note(empty)
     else:
-        sys.stdout.write(written([plain(message) for message in messages], fmt))
-        sys.stdout.flush()
+        print_record([plain(message) for message in messages], fmt)
+
+
+def print_record(value: Any, fmt: Format) -> None:
+    """A document that is not made of messages."""
+    sys.stdout.write(written(value, fmt))
+    sys.stdout.flush()
 
 
 def written(value: Any, fmt: Format) -> str:

@@ -14,7 +14,7 @@ from control_plane.reelctl.words import age, gib, span, state_word, styled
 
 def nodes_table(nodes: Sequence[op.NodeView], *, now_s: float, wide: bool = True) -> Table:
     """Nodes with their load; "-" where a node did not answer."""
-    table = _table("NODE", "REGION", "STATE", "AGE", ">RUNS", ">WORK", "WORKERS", "MODEL")
+    table = plain_table("NODE", "REGION", "STATE", "AGE", ">RUNS", ">WORK", "WORKERS", "MODEL")
     devices = wide and any(device_words(node.status) for node in nodes)
     if devices:
         table.add_column("DEVICES", no_wrap=True)
@@ -38,7 +38,7 @@ def nodes_table(nodes: Sequence[op.NodeView], *, now_s: float, wide: bool = True
 
 def events_table(events: Sequence[op.NodeEventRecord], *, now_s: float) -> Table:
     """A node's history, the newest last."""
-    table = _table("AGE", "FROM", "TO", ">LASTED")
+    table = plain_table("AGE", "FROM", "TO", ">LASTED")
     table.add_column("REASON", overflow="fold")
     for index, event in enumerate(events):
         end_s = now_s if index + 1 == len(events) else _seconds(events[index + 1])
@@ -56,7 +56,7 @@ def events_table(events: Sequence[op.NodeEventRecord], *, now_s: float) -> Table
 
 def gateways_table(gateways: Sequence[op.GatewayView]) -> Table:
     """Gateways with their addresses."""
-    table = _table("GATEWAY", "REGION", "GRPC", "HTTP", "PEER")
+    table = plain_table("GATEWAY", "REGION", "GRPC", "HTTP", "PEER")
     for gateway in gateways:
         table.add_row(
             *(
@@ -75,7 +75,7 @@ def gateways_table(gateways: Sequence[op.GatewayView]) -> Table:
 
 def regions_table(regions: Sequence[region_pb2.RegionView], *, now_s: float) -> Table:
     """Regions as their last summary and the operators have them."""
-    table = _table("REGION", "STATE", "AGE", ">READY", ">WORKERS", ">GATEWAYS", "MODELS")
+    table = plain_table("REGION", "STATE", "AGE", ">READY", ">WORKERS", ">GATEWAYS", "MODELS")
     table.add_column("POLICY", overflow="fold")
     for region in regions:
         known = region.HasField("summary")
@@ -152,7 +152,7 @@ def _seconds(event: op.NodeEventRecord) -> float:
     return event.at.ToNanoseconds() / 1e9
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """A table without lines, as other tools of the kind print; ">" aligns to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:

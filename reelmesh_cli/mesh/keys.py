@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import jwt
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from jwt.algorithms import OKPAlgorithm
-
-from reelkit.files import write_atomic, write_json_atomic
+from reelkit.tokens.ring import RING_FILE, KeyRing, RingError
+from reelmesh_cli.errors import UsageError
 from reelmesh_cli.mesh.topology import AUDIENCE, ISSUER
 
 LIFETIME = dt.timedelta(days=30)
@@ -35,53 +29,24 @@ def write_keys(folder: Path, *, now: dt.datetime) -> Tokens:
 
     The key stays from one start to the next, so that a token from before still holds.
     Every file is readable by its owner alone (0600).
+
+    Raises:
+        UsageError: The folder cannot be used.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    private = _load_or_make(folder / "signing-key.pem")
-    public = OKPAlgorithm.to_jwk(private.public_key(), as_dict=True)
-    key_id = f"local-{public['x'][:12]}"
-    write_json_atomic(
-        folder / "jwks.json",
-        {"keys": [{**public, "kid": key_id, "alg": "EdDSA", "use": "sig"}]},
-    )
-    return Tokens(
-        user=_sign(private, key_id, subject="user", scopes=USER_SCOPES, now=now),
-        operator=_sign(private, key_id, subject="operator", scopes=OPERATOR_SCOPES, now=now),
-    )
+    now_s = now.timestamp()
+    try:
+        if (folder / RING_FILE).exists():
+            ring = KeyRing.open(folder)
+        else:
+            ring = KeyRing.create(folder, issuer=ISSUER, audience=AUDIENCE, now_s=now_s)
+        return Tokens(
+            user=_sign(ring, subject="user", scopes=USER_SCOPES, now_s=now_s),
+            operator=_sign(ring, subject="operator", scopes=OPERATOR_SCOPES, now_s=now_s),
+        )
+    except RingError as error:
+        raise UsageError(str(error), hint=f"move {folder} away; new keys are made then") from None
 
 
-def _load_or_make(file: Path) -> Ed25519PrivateKey:
-    if file.exists():
-        loaded = serialization.load_pem_private_key(file.read_bytes(), password=None)
-        if isinstance(loaded, Ed25519PrivateKey):
-            os.chmod(file, 0o600)  # noqa: PTH101 - an older umask may have been wider
-            return loaded
-    made = Ed25519PrivateKey.generate()
-    pem = made.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_atomic(file, pem)
-    return made
-
-
-def _sign(
-    key: Ed25519PrivateKey,
-    key_id: str,
-    *,
-    subject: str,
-    scopes: tuple[str, ...],
-    now: dt.datetime,
-) -> str:
-    claims = {
-        "iss": ISSUER,
-        "aud": AUDIENCE,
-        "sub": subject,
-        "tenant": TENANT,
-        "scope": " ".join(scopes),
-        "iat": now,
-        "exp": now + LIFETIME,
-        "jti": secrets.token_urlsafe(12),
-    }
-    return jwt.encode(claims, key, algorithm="EdDSA", headers={"kid": key_id})
+def _sign(ring: KeyRing, *, subject: str, scopes: tuple[str, ...], now_s: float) -> str:
+    claims = {"sub": subject, "tenant": TENANT, "scope": " ".join(scopes)}
+    return ring.sign(claims, now_s=now_s, ttl_s=LIFETIME.total_seconds()).token
