@@ -231,9 +231,16 @@ async def build_app(
                 desired=desired,
                 ready=lambda: view.version > 0 and desired.loaded,
                 asker=GrpcStatusAsker(timeout_s=config.operator.status_timeout_s),
+                revocations=regions.revocations,
                 regions=regions.book,
             )
-            listening = operator_listener(config.operator, operators, clock=clock, scope=scope)
+            listening = operator_listener(
+                config.operator,
+                operators,
+                revoked=regions.revocations.tokens,
+                clock=clock,
+                scope=scope,
+            )
             operator_address = await stack.enter_async_context(listening)
 
         def stop_streams() -> None:
@@ -264,6 +271,7 @@ async def build_app(
             (store, keys.desired_states, desired.apply),
             (store, keys.live_jobs, jobs.live.apply),
             (global_store, global_keys.regions, regions.book.apply),
+            (global_store, global_keys.revocations, regions.revocations.apply),
         ):
             mirror = Mirror(source, prefix, clock=clock, relist_s=config.fleet.relist_s)
             scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")

@@ -121,10 +121,15 @@ class GlobalKeys:
         self.summaries = self.regions + "summaries/"
         self.policies = self.regions + "policies/"
         self.superseded_jobs = self.regions + "superseded/"
+        self.revocations = base + "revocations/"
         self.departed_nodes = base + "departed/"
         self.histories = base + "history/"
         self.leader = base + "leader"
         self._writers = base + "writers/"
+
+    def revocation(self, revocation_id: str) -> str:
+        """Tokens that hold no more."""
+        return self.revocations + revocation_id
 
     def summary(self, region: str, replica_id: str) -> str:
         """A replica's summary of its region."""

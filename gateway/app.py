@@ -160,6 +160,7 @@ async def build_app(
             silence_timeout_s=config.control_plane.silence_timeout_s,
             on_fleet=core.gateways.take,
             on_regions=regions.take,
+            on_revocations=verifier.take_revocations,
             on_superseded=core.superseded.take,
             on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
         )

@@ -37,6 +37,9 @@ ACCESS: Mapping[str, Scope] = MappingProxyType(
         "SetNodePolicy": Scope.OPERATE,
         "ListRegions": Scope.READ,
         "SetRegionPolicy": Scope.OPERATE,
+        "RevokeTokens": Scope.OPERATE,
+        "ListRevocations": Scope.READ,
+        "RestoreTokens": Scope.OPERATE,
     }
 )
 

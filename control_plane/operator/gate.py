@@ -19,6 +19,7 @@ from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 from reelkit.tokens.config import IssuerSettings
 from reelkit.tokens.errors import TokenError
+from reelkit.tokens.revoked import RevokedTokens
 from reelkit.tokens.verifier import Claims, JwtVerifier, scopes_of, subject_of
 
 _log = structlog.get_logger("control_plane.operator")
@@ -48,8 +49,10 @@ class TokenAuthenticator:
         ConfigError: A key file is missing, or a key in it cannot be used.
     """
 
-    def __init__(self, config: OperatorAuth, *, clock: Clock) -> None:
-        self._jwt = JwtVerifier(config.issuers, config, clock=clock, read=_operator)
+    def __init__(self, config: OperatorAuth, *, clock: Clock, revoked: RevokedTokens) -> None:
+        self._jwt = JwtVerifier(
+            config.issuers, config, clock=clock, read=_operator, revoked=revoked
+        )
 
     def follow_keys(self, scope: TaskScope) -> None:
         """Reads keys again as they change, for as long as the scope lives."""

@@ -18,19 +18,26 @@ from reelkit import rpc
 from reelkit.clock import Clock
 from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
+from reelkit.tokens.revoked import RevokedTokens
 
 _log = structlog.get_logger("control_plane.operator")
 
 
 @contextlib.asynccontextmanager
 async def operator_listener(
-    config: OperatorSettings, service: OperatorService, *, clock: Clock, scope: TaskScope
+    config: OperatorSettings,
+    service: OperatorService,
+    *,
+    revoked: RevokedTokens,
+    clock: Clock,
+    scope: TaskScope,
 ) -> AsyncIterator[str]:
     """Serves while the block runs; yields host:port with the port that was bound.
 
     Args:
         config: Address, certificate and issuers.
         service: What is served.
+        revoked: Tokens that hold no more.
         clock: For tokens' times.
         scope: Owns what reads keys again.
 
@@ -39,7 +46,7 @@ async def operator_listener(
     """
     if config.listen is None or config.auth is None:
         raise ValueError("operator.listen and operator.auth are needed")
-    authenticator = TokenAuthenticator(config.auth, clock=clock)
+    authenticator = TokenAuthenticator(config.auth, clock=clock, revoked=revoked)
     authenticator.follow_keys(scope)
     server = aio.server(options=rpc.server_options())
     server.add_generic_rpc_handlers((guarded_service(service, authenticator),))

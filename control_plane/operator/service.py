@@ -14,6 +14,7 @@ from control_plane.errors import NotFoundError, NotReadyError, StoreError
 from control_plane.keys import Keys
 from control_plane.operator.access import Operator
 from control_plane.operator.regions import RegionBook, RegionMethods
+from control_plane.operator.revocations import RevocationBook, RevocationMethods
 from control_plane.operator.status import StatusAsker
 from control_plane.records import decoded_node
 from control_plane.store.mirror import list_all
@@ -24,7 +25,7 @@ from control_plane.validation import check_id
 _log = structlog.get_logger("control_plane.operator")
 
 
-class OperatorService(RegionMethods):
+class OperatorService(RegionMethods, RevocationMethods):
     """The methods, behind :func:`~control_plane.operator.gate.guarded_service`.
 
     Args:
@@ -37,6 +38,7 @@ class OperatorService(RegionMethods):
         desired: What operators want of nodes.
         ready: Whether this replica has read the store.
         asker: Asks nodes for their statuses.
+        revocations: Of tokens.
         regions: None where there is no global store.
     """
 
@@ -52,9 +54,11 @@ class OperatorService(RegionMethods):
         desired: DesiredStates,
         ready: Callable[[], bool],
         asker: StatusAsker,
+        revocations: RevocationBook,
         regions: RegionBook | None = None,
     ) -> None:
-        super().__init__(regions)
+        RegionMethods.__init__(self, regions)
+        RevocationMethods.__init__(self, revocations)
         self._store = store
         self._writer = writer
         self._keys = keys

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+from reelmesh.v1 import access_pb2, region_pb2
 from reelmesh.v1 import operator_service_pb2 as op
-from reelmesh.v1 import region_pb2
 from reelmesh.v1.operator_service_pb2_grpc import OperatorServiceStub
 
 from control_plane.reelctl.errors import CtlError, NoAnswerError, NotFoundError, UsageError
@@ -77,6 +77,26 @@ class OperatorClient:
             lambda stub: stub.SetRegionPolicy, request
         ).region
         return view
+
+    def revoke(
+        self, revocation: access_pb2.TokenRevocation, *, keep_s: int
+    ) -> access_pb2.TokenRevocation:
+        """Revokes tokens in the whole mesh."""
+        request = op.RevokeTokensRequest(revocation=revocation, keep_s=keep_s)
+        made: access_pb2.TokenRevocation = self._any_site(
+            lambda stub: stub.RevokeTokens, request
+        ).revocation
+        return made
+
+    def revocations(self) -> list[access_pb2.TokenRevocation]:
+        """Every revocation, the newest first."""
+        request = op.ListRevocationsRequest()
+        return list(self._any_site(lambda stub: stub.ListRevocations, request).revocations)
+
+    def restore(self, revocation_id: str) -> None:
+        """Takes a revocation back."""
+        request = op.RestoreTokensRequest(id=revocation_id)
+        self._any_site(lambda stub: stub.RestoreTokens, request)
 
     def _of_every_site(
         self, method: Callable[[Any], Any], request: Any, on_missing: OnMissing | None

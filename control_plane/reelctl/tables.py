@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reelmesh.v1 import node_pb2, region_pb2
+from reelmesh.v1 import access_pb2, node_pb2, region_pb2
 from reelmesh.v1 import operator_service_pb2 as op
 from rich.table import Table
 from rich.text import Text
@@ -90,6 +90,23 @@ def regions_table(regions: Sequence[region_pb2.RegionView], *, now_s: float) -> 
             str(len(summary.gateways)) if known else "-",
             Text(", ".join(models) or "-"),
             Text(_policy(region.policy, now_s)),
+        )
+    return table
+
+
+def revocations_table(revocations: Sequence[access_pb2.TokenRevocation], *, now_s: float) -> Table:
+    """Tokens that hold no more."""
+    table = plain_table("ID", "AGE", "ISSUER", "WHICH", "BY")
+    table.add_column("REASON", overflow="fold")
+    for each in revocations:
+        which = f"jti {each.jti}" if each.jti else f"of {each.subject}"
+        table.add_row(
+            Text(each.id),
+            age(each.revoked_at, now_s),
+            Text(each.issuer),
+            Text(which),
+            Text(each.revoked_by),
+            Text(each.reason),
         )
     return table
 

@@ -10,6 +10,7 @@ from control_plane.leased_record import LeasedRecord
 from control_plane.regions.book import RegionBook
 from control_plane.regions.publisher import SummaryPublisher
 from control_plane.regions.watch import RegionWatchers
+from control_plane.revocations.book import RevocationBook
 from control_plane.store.port import Store
 from control_plane.store.writer import FencedWriter
 from reelkit.clock import Clock
@@ -20,6 +21,7 @@ class RegionsPart:
     """What the app serves, fills, runs and stops."""
 
     book: RegionBook
+    revocations: RevocationBook
     publisher: SummaryPublisher
     watchers: RegionWatchers
 
@@ -38,6 +40,9 @@ def make_regions(
     """The part of one replica; ``store`` is the global one."""
     writer = FencedWriter(store, prefix=keys.writer_slots(region, replica_id), clock=clock)
     book = RegionBook(keys=keys, store=store, writer=writer, clock=clock)
+    revocations = RevocationBook(
+        keys=keys, store=store, writer=writer, clock=clock, on_change=book.wake
+    )
     record = LeasedRecord(
         store=store,
         writer=writer,
@@ -48,6 +53,9 @@ def make_regions(
     publisher = SummaryPublisher(region=region, view=fleet, record=record, clock=clock)
     return RegionsPart(
         book=book,
+        revocations=revocations,
         publisher=publisher,
-        watchers=RegionWatchers(book, region=region, heartbeat_s=heartbeat_s),
+        watchers=RegionWatchers(
+            book, revocations=revocations, region=region, heartbeat_s=heartbeat_s
+        ),
     )

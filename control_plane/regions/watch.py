@@ -11,6 +11,7 @@ from reelmesh.v1 import control_plane_service_pb2 as cp
 
 from control_plane.errors import NotReadyError
 from control_plane.regions.book import RegionBook
+from control_plane.revocations.book import RevocationBook
 
 FIRST_READ_S = 5.0
 # In one message, of some 50 bytes each.
@@ -20,8 +21,16 @@ MAX_SUPERSEDED = 1000
 class RegionWatchers:
     """Serves WatchRegions on this replica, each watcher at its own pace."""
 
-    def __init__(self, book: RegionBook, *, region: str, heartbeat_s: float) -> None:
+    def __init__(
+        self,
+        book: RegionBook,
+        *,
+        revocations: RevocationBook,
+        region: str,
+        heartbeat_s: float,
+    ) -> None:
         self._book = book
+        self._revocations = revocations
         self._own_jobs = f"{region}-"
         self._heartbeat_s = heartbeat_s
         self._stopping = False
@@ -45,11 +54,16 @@ class RegionWatchers:
         except TimeoutError:
             raise NotReadyError("this replica has not read the regions yet; try another") from None
         told: set[str] = set()
+        revocations_version = 0
         while not self._stopping:
             changed = self._book.changed
             superseded = self._superseded(but=told)
             told.update(job.job_id for job in superseded)
-            yield cp.WatchRegionsResponse(regions=self._book.views(), superseded=superseded)
+            response = cp.WatchRegionsResponse(regions=self._book.views(), superseded=superseded)
+            if self._revocations.version != revocations_version:
+                revocations_version = self._revocations.version
+                response.revocations.CopyFrom(self._revocations.all())
+            yield response
             if len(superseded) == MAX_SUPERSEDED:
                 # There may be more of them.
                 continue

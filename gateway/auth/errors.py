@@ -14,7 +14,8 @@
     ├── TokenExpired        exp has passed
     ├── TokenNotYetValid    nbf or iat lies ahead
     ├── WrongAudience       aud does not name this service
-    └── BadClaims           a claim that must be there is missing or ill-formed
+    ├── BadClaims           a claim that must be there is missing or ill-formed
+    └── TokenRevoked        an operator took it back
 
     Unavailable
     └── KeysAway            nothing is said of the token: its issuer's keys were never read
@@ -100,6 +101,12 @@ class BadClaims(Unauthenticated):
     """A claim that must be there is missing or ill-formed."""
 
     code = "bad_claims"
+
+
+class TokenRevoked(Unauthenticated):
+    """The token was revoked, by its id or with all of its subject."""
+
+    code = "token_revoked"
 
 
 class KeysAway(Unavailable):

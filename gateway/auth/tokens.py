@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+from reelmesh.v1 import access_pb2
+
 from gateway.application import Caller
 from gateway.auth.config import AuthConfig, IssuerConfig
 from gateway.auth.errors import refusal_of
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 from reelkit.tokens.errors import BadClaims, TokenError
+from reelkit.tokens.revoked import RevokedTokens
 from reelkit.tokens.sources import LoaderOf
 from reelkit.tokens.verifier import Claims, JwtVerifier, scopes_of, subject_of
 
@@ -32,9 +35,19 @@ class TokenVerifier:
     def __init__(
         self, config: AuthConfig, *, clock: Clock, loader_of: LoaderOf | None = None
     ) -> None:
+        self._revoked = RevokedTokens()
         self._jwt = JwtVerifier(
-            config.issuers, config, clock=clock, read=_caller, loader_of=loader_of
+            config.issuers,
+            config,
+            clock=clock,
+            read=_caller,
+            revoked=self._revoked,
+            loader_of=loader_of,
         )
+
+    def take_revocations(self, told: access_pb2.TokenRevocations) -> None:
+        """Takes the whole list of what holds no more."""
+        self._revoked.replace(told.revocations)
 
     def follow_keys(self, scope: TaskScope) -> None:
         """Reads keys again as they change, for as long as the scope lives."""

@@ -15,6 +15,7 @@
     ├── TokenNotYetValid    nbf or iat lies ahead
     ├── WrongAudience       aud does not name this service
     ├── BadClaims           a claim that must be there is missing or ill-formed
+    ├── TokenRevoked        an operator took it back
     └── KeysAway            nothing is said of the token: its issuer's keys were never read
 
 No message holds any part of the token.
@@ -105,6 +106,12 @@ class BadClaims(TokenError):  # noqa: N818 - likewise
     """A claim that must be there is missing or ill-formed."""
 
     code = "bad_claims"
+
+
+class TokenRevoked(TokenError):  # noqa: N818 - likewise
+    """The token was revoked, by its id or with all of its subject."""
+
+    code = "token_revoked"
 
 
 class KeysAway(TokenError):  # noqa: N818 - likewise

@@ -25,6 +25,7 @@ from reelkit.tokens import errors
 from reelkit.tokens.config import IssuerSettings, TokenSettings
 from reelkit.tokens.keys import KeySource
 from reelkit.tokens.refreshed import RefreshedKeys
+from reelkit.tokens.revoked import RevokedTokens, TokenFacts
 from reelkit.tokens.sources import LoaderOf, open_key_source
 
 # Verdicts that are kept: 4,096 are about 2 MB, and spare a signature check per call.
@@ -45,6 +46,7 @@ class _Verdict(Generic[C]):
     expires_s: float
     not_before_s: float
     generation: int
+    facts: TokenFacts
 
 
 class JwtVerifier(Generic[I, C]):
@@ -56,6 +58,7 @@ class JwtVerifier(Generic[I, C]):
         clock: Where "now" comes from; exp, nbf and iat are compared with its wall time.
         read: Makes the caller of claims that hold; raises
             :class:`~reelkit.tokens.errors.BadClaims` where one that it needs is missing.
+        revoked: Tokens that hold no more; looked at for each call.
         loader_of: Reads key sets from URLs; without it none is taken.
 
     Raises:
@@ -69,11 +72,13 @@ class JwtVerifier(Generic[I, C]):
         *,
         clock: Clock,
         read: Callable[[Claims, I], C],
+        revoked: RevokedTokens,
         loader_of: LoaderOf | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._read = read
+        self._revoked = revoked
         self._issuers = {
             issuer.issuer: (issuer, open_key_source(issuer, clock=clock, loader_of=loader_of))
             for issuer in issuers
@@ -105,6 +110,8 @@ class JwtVerifier(Generic[I, C]):
             if len(self._remembered) > MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
         self._check_times(verdict)
+        if self._revoked.holds(verdict.facts):
+            raise errors.TokenRevoked("the token was revoked; fetch a new one")
         return verdict.caller
 
     def _token(self, authorization: str | None) -> bytes:
@@ -175,7 +182,14 @@ class JwtVerifier(Generic[I, C]):
         if expires_s is None:
             raise errors.BadClaims("the token has no expiry (exp)")
         not_before_s = max(_time(claims, "nbf") or -math.inf, _time(claims, "iat") or -math.inf)
-        return _Verdict(self._read(claims, issuer), expires_s, not_before_s, generation)
+        jti, subject = claims.get("jti"), claims.get(issuer.subject_claim)
+        facts = TokenFacts(
+            issuer=issuer.issuer,
+            subject=subject if isinstance(subject, str) else "",
+            jti=jti if isinstance(jti, str) else "",
+            issued_s=_time(claims, "iat") or -math.inf,
+        )
+        return _Verdict(self._read(claims, issuer), expires_s, not_before_s, generation, facts)
 
 
 def _peek(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -9,8 +9,8 @@ import socket
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from reelmesh.v1 import access_pb2, node_pb2
 from reelmesh.v1 import control_plane_service_pb2 as cp
-from reelmesh.v1 import node_pb2
 from reelmesh.v1 import operator_service_pb2 as op
 
 from control_plane.keys import Keys
@@ -33,6 +33,11 @@ REQUESTS = {
     "SetNodePolicy": op.SetNodePolicyRequest(node_id="n0"),
     "ListRegions": op.OperatorServiceListRegionsRequest(),
     "SetRegionPolicy": op.SetRegionPolicyRequest(region="ap"),
+    "RevokeTokens": op.RevokeTokensRequest(
+        revocation=access_pb2.TokenRevocation(issuer="i", jti="j"), keep_s=60
+    ),
+    "ListRevocations": op.ListRevocationsRequest(),
+    "RestoreTokens": op.RestoreTokensRequest(id="none"),
 }
 
 

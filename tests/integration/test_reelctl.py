@@ -265,3 +265,26 @@ async def test_help_and_version_are_no_errors(reelctl, argv):
     assert code in (0, 2)
     assert "reelctl" in out + err
     assert "Traceback" not in err
+
+
+async def test_tokens_are_revoked_listed_and_restored(site, reelctl):
+    code, out, _ = await reelctl("token", "revoke", "--issuer", "https://i", "--jti", "7Zq0")
+    assert (code, out.startswith("token 7Zq0: revoked for 30 d")) == (0, True)
+    revocation_id = out.split("restore ")[1].rstrip(")\n")
+
+    async def shown():
+        _, listed_now, _ = await reelctl("token", "revocations")
+        return "jti 7Zq0" in listed_now
+
+    async with asyncio.timeout(DEADLINE_S):
+        while not await shown():  # noqa: ASYNC110 - a command, run again
+            await asyncio.sleep(0.05)
+    code, out, _ = await reelctl("token", "revocations", "-o", "json")
+    assert json.loads(out)[0]["id"] == revocation_id
+    code, out, _ = await reelctl("token", "restore", revocation_id)
+    assert code == 0
+    code, _, err = await reelctl("token", "restore", "5f0c")
+    assert (code, "there is no revocation" in err) == (1, True)
+    for wrong in (["--jti", "a", "--subject", "b"], []):
+        code, _, err = await reelctl("token", "revoke", "--issuer", "https://i", *wrong)
+        assert (code, "not both" in err) == (2, True)

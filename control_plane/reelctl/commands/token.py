@@ -1,4 +1,4 @@
-"""``reelctl token``: an issuer of one's own, for sites without an identity provider."""
+"""``reelctl token``: what holds no more, and an issuer of one's own."""
 
 from __future__ import annotations
 
@@ -10,26 +10,45 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from reelmesh.v1 import access_pb2
 from rich.text import Text
 
-from control_plane.reelctl.errors import CtlError
-from control_plane.reelctl.options import OutputOption
-from control_plane.reelctl.output import Format, print_record, print_table, say
+from control_plane.reelctl.errors import CtlError, UsageError
+from control_plane.reelctl.options import Client, OutputOption, connected
+from control_plane.reelctl.output import Format, print_all, print_record, print_table, say
 from control_plane.reelctl.spans import MINUTE_S, parse_span
-from control_plane.reelctl.tables import plain_table
+from control_plane.reelctl.tables import plain_table, revocations_table
+from control_plane.reelctl.waiting import SYSTEM_CLOCK
 from control_plane.reelctl.words import span
 from reelkit.help_text import flow
 from reelkit.tokens.ring import JWKS_FILE, KeyRing, RingError, RingKey
 
-HELP = """Tokens of an issuer of your own, for sites without an identity provider.
+HELP = """Revoke tokens of any issuer, and be an issuer of your own.
 
-The keys lie in a folder that you keep somewhere safe; gateways and control planes are given
-its jwks.json alone, and no command here talks to them.
+Without an identity provider, keys lie in a folder that you keep somewhere safe; gateways and
+control planes are given its jwks.json alone, and issue and keys talk to none of them.
 
 \b
+  reelctl token revoke --issuer https://id.example.com/ --subject alice
   reelctl token keys init ./keys --issuer https://tokens.example.com
-  reelctl token issue --keys ./keys --tenant studio-7 --subject alice --for 30d
-  reelctl token keys rotate ./keys"""
+  reelctl token issue --keys ./keys --tenant studio-7 --subject alice --for 30d"""
+REVOKE_HELP = """Have every gateway refuse tokens that are valid still, within a second.
+
+Name one by its jti, or a subject, whose tokens of before now are meant; one that is issued
+later holds. A token without an iat counts as issued before.
+
+\b
+  reelctl token revoke --issuer https://id.example.com/ --jti 7Zq0 --reason "leaked in a log"
+  reelctl token revoke --issuer https://id.example.com/ --subject alice --keep 90d"""
+REVOCATIONS_HELP = """List what is revoked, the newest first.
+
+\b
+  reelctl token revocations
+  reelctl token revocations -o yaml"""
+RESTORE_HELP = """Take a revocation back, by its id.
+
+\b
+  reelctl token restore 5f0c9a31d2b7e864"""
 ISSUE_HELP = """Print a token.
 
 \b
@@ -108,6 +127,60 @@ def issue(
         },
         output,
     )
+
+
+@app.command("revoke", help=flow(REVOKE_HELP))
+@connected
+def revoke(
+    client: Client,
+    issuer: Annotated[str, typer.Option(help="The tokens' iss.", show_default=False)],
+    jti: Annotated[str, typer.Option(help="One token's id.", show_default=False)] = "",
+    subject: Annotated[str, typer.Option(help="All so far of a subject.", show_default=False)] = "",
+    keep: Annotated[
+        str, typer.Option(metavar="TIME", help="As long as such a token could be valid.")
+    ] = "30d",
+    reason: Annotated[str, typer.Option(help="For whoever looks later.", show_default=False)] = "",
+) -> None:
+    """Revokes tokens."""
+    if bool(jti) == bool(subject):
+        raise UsageError("give --jti or --subject, and not both")
+    keep_s = parse_span("--keep", keep, least_s=1, most_s=LONGEST_TTL_S)
+    asked = access_pb2.TokenRevocation(issuer=issuer, reason=reason)
+    if jti:
+        asked.jti = jti
+    else:
+        asked.subject = subject
+        # To the second after: iat has no fractions, and one of this second is meant too.
+        asked.issued_before.FromSeconds(int(SYSTEM_CLOCK.time()) + 1)
+    made = client.revoke(asked, keep_s=keep_s)
+    which = f"token {jti}" if jti else f"tokens of {subject} until now"
+    say(f"{which}: revoked for {span(keep_s)} (reelctl token restore {made.id})")
+
+
+@app.command("revocations", help=flow(REVOCATIONS_HELP))
+@connected
+def revocations(client: Client, output: OutputOption = Format.TABLE) -> None:
+    """Lists revocations."""
+    found = client.revocations()
+    print_all(
+        found,
+        output,
+        lambda: revocations_table(found, now_s=SYSTEM_CLOCK.time()),
+        empty="No token is revoked.",
+    )
+
+
+@app.command("restore", help=flow(RESTORE_HELP))
+@connected
+def restore(
+    client: Client,
+    revocation_id: Annotated[
+        str, typer.Argument(metavar="ID", help="Of the list.", show_default=False)
+    ],
+) -> None:
+    """Takes a revocation back."""
+    client.restore(revocation_id)
+    say(f"revocation {revocation_id} is taken back")
 
 
 @keys_app.command("init", help=flow(INIT_HELP))

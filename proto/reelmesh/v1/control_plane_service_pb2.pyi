@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from reelmesh.v1 import access_pb2 as _access_pb2
 from reelmesh.v1 import model_pb2 as _model_pb2
 from reelmesh.v1 import node_pb2 as _node_pb2
 from reelmesh.v1 import region_pb2 as _region_pb2
@@ -497,21 +498,27 @@ class WatchRegionsResponse(_message.Message):
 
     REGIONS_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[_region_pb2.RegionView]: ...
     @_builtins.property
     def superseded(self) -> _containers.RepeatedCompositeFieldContainer[Global___SupersededJob]:
         """Of this region; each once in the life of a stream."""
 
+    @_builtins.property
+    def revocations(self) -> _access_pb2.TokenRevocations:
+        """Of the whole mesh: all of them, where they changed since the message before."""
+
     def __init__(
         self,
         *,
         regions: _abc.Iterable[_region_pb2.RegionView] | None = ...,
         superseded: _abc.Iterable[Global___SupersededJob] | None = ...,
+        revocations: _access_pb2.TokenRevocations | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions", "superseded", b"superseded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions", "revocations", b"revocations", "superseded", b"superseded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

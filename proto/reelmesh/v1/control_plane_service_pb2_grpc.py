@@ -85,7 +85,7 @@ class ControlPlaneServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRegions(self, request, context):
-        """Every region of the mesh as its last summary and the operators' policy say:
+        """What all regions share. Every region as its last summary and the operators' policy say:
         whole at first and after each change, and again every few seconds as proof
         that the stream lives.
         """

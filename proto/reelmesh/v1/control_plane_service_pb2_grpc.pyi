@@ -43,7 +43,7 @@ class ControlPlaneServiceStub:
     WatchFleet: _grpc.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchFleetRequest, _control_plane_service_pb2.WatchFleetResponse]
     """The fleet of the region: a snapshot, then ordered deltas."""
     WatchRegions: _grpc.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchRegionsRequest, _control_plane_service_pb2.WatchRegionsResponse]
-    """Every region of the mesh as its last summary and the operators' policy say:
+    """What all regions share. Every region as its last summary and the operators' policy say:
     whole at first and after each change, and again every few seconds as proof
     that the stream lives.
     """
@@ -63,7 +63,7 @@ class ControlPlaneServiceAsyncStub(ControlPlaneServiceStub):
     WatchFleet: _aio.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchFleetRequest, _control_plane_service_pb2.WatchFleetResponse]  # type: ignore[assignment]
     """The fleet of the region: a snapshot, then ordered deltas."""
     WatchRegions: _aio.UnaryStreamMultiCallable[_control_plane_service_pb2.WatchRegionsRequest, _control_plane_service_pb2.WatchRegionsResponse]  # type: ignore[assignment]
-    """Every region of the mesh as its last summary and the operators' policy say:
+    """What all regions share. Every region as its last summary and the operators' policy say:
     whole at first and after each change, and again every few seconds as proof
     that the stream lives.
     """
@@ -104,7 +104,7 @@ class ControlPlaneServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_plane_service_pb2.WatchRegionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_plane_service_pb2.WatchRegionsResponse], _abc.AsyncIterator[_control_plane_service_pb2.WatchRegionsResponse]]:
-        """Every region of the mesh as its last summary and the operators' policy say:
+        """What all regions share. Every region as its last summary and the operators' policy say:
         whole at first and after each change, and again every few seconds as proof
         that the stream lives.
         """

@@ -66,6 +66,21 @@ class OperatorServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyResponse.FromString,
                 _registered_method=True)
+        self.RevokeTokens = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/RevokeTokens',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RevokeTokensRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RevokeTokensResponse.FromString,
+                _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/ListRevocations',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
+        self.RestoreTokens = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/RestoreTokens',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -113,6 +128,27 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeTokens(self, request, context):
+        """Every gateway of the mesh, and every operators' listener, refuses these tokens within a
+        second; the same again renews it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRevocations(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreTokens(self, request, context):
+        """NOT_FOUND: no such revocation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +181,21 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.SetRegionPolicy,
                     request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyResponse.SerializeToString,
+            ),
+            'RevokeTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeTokens,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RevokeTokensRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RevokeTokensResponse.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRevocationsResponse.SerializeToString,
+            ),
+            'RestoreTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreTokens,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -311,6 +362,87 @@ class OperatorService:
             '/reelmesh.v1.OperatorService/SetRegionPolicy',
             reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyRequest.SerializeToString,
             reelmesh_dot_v1_dot_operator__service__pb2.SetRegionPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/RevokeTokens',
+            reelmesh_dot_v1_dot_operator__service__pb2.RevokeTokensRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.RevokeTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/ListRevocations',
+            reelmesh_dot_v1_dot_operator__service__pb2.ListRevocationsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.ListRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/RestoreTokens',
+            reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,13 @@ class OperatorServiceStub:
     ListRegions: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.OperatorServiceListRegionsRequest, _operator_service_pb2.OperatorServiceListRegionsResponse]
     SetRegionPolicy: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetRegionPolicyRequest, _operator_service_pb2.SetRegionPolicyResponse]
     """Draining: new work goes to other regions. NOT_FOUND: no such region."""
+    RevokeTokens: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RevokeTokensRequest, _operator_service_pb2.RevokeTokensResponse]
+    """Every gateway of the mesh, and every operators' listener, refuses these tokens within a
+    second; the same again renews it.
+    """
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListRevocationsRequest, _operator_service_pb2.ListRevocationsResponse]
+    RestoreTokens: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RestoreTokensRequest, _operator_service_pb2.RestoreTokensResponse]
+    """NOT_FOUND: no such revocation."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -65,6 +72,13 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListRegions: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.OperatorServiceListRegionsRequest, _operator_service_pb2.OperatorServiceListRegionsResponse]  # type: ignore[assignment]
     SetRegionPolicy: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetRegionPolicyRequest, _operator_service_pb2.SetRegionPolicyResponse]  # type: ignore[assignment]
     """Draining: new work goes to other regions. NOT_FOUND: no such region."""
+    RevokeTokens: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RevokeTokensRequest, _operator_service_pb2.RevokeTokensResponse]  # type: ignore[assignment]
+    """Every gateway of the mesh, and every operators' listener, refuses these tokens within a
+    second; the same again renews it.
+    """
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListRevocationsRequest, _operator_service_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    RestoreTokens: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RestoreTokensRequest, _operator_service_pb2.RestoreTokensResponse]  # type: ignore[assignment]
+    """NOT_FOUND: no such revocation."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """What reelctl asks of a control plane; it has a listener of its own and wants an
@@ -117,5 +131,30 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.SetRegionPolicyResponse, _abc.Awaitable[_operator_service_pb2.SetRegionPolicyResponse]]:
         """Draining: new work goes to other regions. NOT_FOUND: no such region."""
+
+    @_abc_1.abstractmethod
+    def RevokeTokens(
+        self,
+        request: _operator_service_pb2.RevokeTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.RevokeTokensResponse, _abc.Awaitable[_operator_service_pb2.RevokeTokensResponse]]:
+        """Every gateway of the mesh, and every operators' listener, refuses these tokens within a
+        second; the same again renews it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _operator_service_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListRevocationsResponse, _abc.Awaitable[_operator_service_pb2.ListRevocationsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RestoreTokens(
+        self,
+        request: _operator_service_pb2.RestoreTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.RestoreTokensResponse, _abc.Awaitable[_operator_service_pb2.RestoreTokensResponse]]:
+        """NOT_FOUND: no such revocation."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

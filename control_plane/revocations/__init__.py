@@ -1,0 +1,1 @@
+"""Tokens that operators have revoked, in the global store."""
