@@ -186,6 +186,12 @@ class Unavailable(GatewayError):  # noqa: N818 - likewise
     retryable = True
 
 
+class HomeUnreachable(Unavailable):
+    """The region that the video lives in does not answer; the video may well exist."""
+
+    code = "home_unreachable"
+
+
 class JobStoreAway(Unavailable):
     """The region's job records give no answer; nothing that was asked for was promised."""
 

@@ -39,13 +39,15 @@ from wan_t2v_sdk.errors import (
     VideoNotFoundError,
 )
 from wan_t2v_sdk.events import VideoEvent, event_of
-from wan_t2v_sdk.regions import RegionRouter
+from wan_t2v_sdk.regions import RegionRouter, is_home
 from wan_t2v_sdk.result import GenerationResult, facts_of
 from wan_t2v_sdk.tracing import trace_id_of
 
 CANCEL_TIMEOUT_S = 3.0
 # The code of a gateway that cannot write the region's job records now.
 JOB_STORE_AWAY = "job_store_unavailable"
+# The code of a gateway whose region does not reach the one that a video lives in.
+HOME_UNREACHABLE = "home_unreachable"
 # Under a second where another gateway waits to be asked.
 RESUME_ATTEMPTS_BEFORE_NEXT = 2
 MAX_PAUSE_S = 30.0
@@ -148,6 +150,14 @@ class Generation:
                 self._assembly.forget()
                 return error
             except (UnavailableError, OverloadedError) as error:
+                if self._has_lost_its_home(error):
+                    # It was made in another region than the one that was asked, and that is
+                    # gone: this one makes it anew, under the same key.
+                    self._start_over()
+                    self._home = None
+                    await self._say_reconnecting(error)
+                    connections = [connection, *connections]
+                    continue
                 if self._may_go_without_key(error):
                     self._without_key = True
                     connections = [connection, *connections]
@@ -159,6 +169,13 @@ class Generation:
             else:
                 return None
         return last
+
+    def _has_lost_its_home(self, error: ReelmeshError) -> bool:
+        return (
+            error.code == HOME_UNREACHABLE
+            and self._order.spec is not None
+            and bool(self._assembly.video_id)
+        )
 
     def _may_go_without_key(self, error: ReelmeshError) -> bool:
         """Whether the video can be had though the region's job records are away.
@@ -239,7 +256,9 @@ class Generation:
 
     def _events(self, connection: Connection) -> AsyncGenerator[video_pb2.VideoEvent, None]:
         watched = self._assembly.video_id
-        if watched and (self._order.spec is None or connection.region == self._home):
+        # Where it was asked for, or where it was made: a region may have it made in another.
+        at_home = connection.region == self._home or is_home(connection.region, watched)
+        if watched and (self._order.spec is None or at_home):
             return self._watch(connection, watched)
         if watched:
             self._start_over()

@@ -110,7 +110,7 @@ class RegionRouter:
 
     def for_video(self, video_id: str, order: list[Connection]) -> list[Connection]:
         """``order`` with the home region of a video first: its id begins with it."""
-        return sorted(order, key=lambda each: not _is_home(each.region, video_id))
+        return sorted(order, key=lambda each: not is_home(each.region, video_id))
 
     def _choose(self, measurements: list[Measurement]) -> list[Connection]:
         ranked = rank(measurements, region=self._region)
@@ -131,7 +131,8 @@ class RegionRouter:
         raise UnavailableError(f"no gateway answers: {reasons}", code="no_gateway")
 
 
-def _is_home(region: str | None, video_id: str) -> bool:
+def is_home(region: str | None, video_id: str) -> bool:
+    """Whether a video lives in a region."""
     # An id is <region>-<ulid>, and a region's name may hold a hyphen too.
     return region is not None and video_id.rpartition("-")[0] == region
 

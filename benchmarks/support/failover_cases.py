@@ -40,7 +40,8 @@ def _nothing(_mesh: FaultyMesh, _spot: Spot) -> None:
 
 
 def _kill_region(mesh: FaultyMesh, spot: Spot) -> None:
-    region = spot.gateway.partition("-gateway-")[0]
+    # The one that draws the video, which need not be the one that was asked.
+    region = spot.node.partition("-node-")[0]
     for each in mesh.plan.processes:
         if each.region == region:
             mesh.kill(each.id)

@@ -23,7 +23,7 @@ from gateway.application import ALL_FIT, Caller, Download
 from gateway.core.load import LoadReporter
 from gateway.core.new_videos import NewVideos
 from gateway.core.videos import Videos
-from gateway.errors import OtherRegion, Unavailable, VideoNotFound
+from gateway.errors import HomeUnreachable, OtherRegion, VideoNotFound
 from gateway.jobs.ids import region_of
 from gateway.output.wire import seq_of_encoded
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
@@ -36,8 +36,9 @@ T = TypeVar("T")
 
 _log = structlog.get_logger("gateway.mesh")
 
-# A stream from another region that breaks is taken up again, over each of its gateways.
-MAX_BREAKS: Final = 6
+# A stream from another region that breaks is taken up again, over each of its gateways, for
+# two seconds; a client that can have the video made elsewhere is told then.
+MAX_BREAKS: Final = 4
 BREAK_DELAY_S: Final = 0.2
 RETRY_AFTER_S: Final = 5.0
 
@@ -181,7 +182,7 @@ class MeshVideos:
         """The answer of the first of a region's gateways that gives one.
 
         Raises:
-            Unavailable: None does: the video may well exist.
+            HomeUnreachable: None does.
             VideoNotFound: It does not.
         """
         for address in link.addresses:
@@ -250,8 +251,8 @@ class MeshVideos:
         return self._loads.loads()
 
 
-def _unreachable(link: RegionLink) -> Unavailable:
-    return Unavailable(
+def _unreachable(link: RegionLink) -> HomeUnreachable:
+    return HomeUnreachable(
         f"region {link.region}, the video's home, cannot be reached now",
         retry_after_s=RETRY_AFTER_S,
     )

@@ -25,6 +25,7 @@ from gateway.errors import (
     Unavailable,
     VideoNotFound,
 )
+from gateway.jobs.ids import region_of
 from gateway.jobs.store import KeyElsewhere
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.regions.choice import RegionState
@@ -114,7 +115,8 @@ class NewVideos:
             video = await self._create_keyed(request)
         else:
             video = await self._create(request)
-        if options.supersedes:
+        # A region that was sent the client's key may answer with the very video.
+        if options.supersedes and options.supersedes != video.id:
             superseding = self._supersede(caller, options.supersedes)
             self._scope.spawn(superseding, name="supersede", fatal=False)
         return video
@@ -159,8 +161,10 @@ class NewVideos:
     async def _make_at(self, region: str, request: _Request) -> video_pb2.Video:
         """Has the region that a key is assigned to make its video, or say which it made."""
         link = self._regions.link(region)
+        # The client has given up on that region's video.
+        given_up = region_of(request.options.supersedes) == region
         try:
-            if link is not None:
+            if link is not None and not given_up:
                 return await self._forward_to_any(link, request)
         except (ResourceExhausted, Unavailable) as refused:
             # It has no video of that key, or it would have named it.
@@ -175,7 +179,7 @@ class NewVideos:
                 ) from None
         _log.info("key taken back", region=region)
         other = self._elsewhere(request)
-        if other is None or other.region == region:
+        if other is None or other.region == region or (given_up and self._can_serve(request)):
             return await self._make_here(request, over_assignment=True)
         standing = await self._assign(request, other.region, over=region)
         if standing != other.region:

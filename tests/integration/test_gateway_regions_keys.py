@@ -137,3 +137,27 @@ async def test_a_copy_left_in_a_region_that_was_lost_is_cancelled_when_it_is_bac
     await until(eu, lambda: eu.gateway.core.lifetimes.get(lost.id).ended)
     cancelled = await eu.application.get(ME, lost.id)
     assert cancelled.status == video_pb2.VIDEO_STATUS_CANCELLED
+
+
+async def test_a_client_that_gave_a_region_up_has_its_video_here_at_once(pair):
+    ap, eu, _ = pair
+    drained(ap, eu)
+    made = await create(ap, idempotency_key="k")
+    drained(ap, eu, draining=False)
+    await eu.vanish()
+    # Nobody knows yet whether eu is down; the client need not.
+    again = await create(ap, idempotency_key="k", supersedes=made.id)
+    assert again.id.startswith("ap-")
+    assert (await create(ap, idempotency_key="k")).id == again.id
+
+
+async def test_a_video_never_supersedes_itself(pair):
+    ap, eu, node = pair
+    node.default = held()
+    drained(ap, eu)
+    made = await create(ap, idempotency_key="k")
+    assert made.id.startswith("eu-")
+    # Its client lost ap, which it had asked, and comes to the region where it is made.
+    assert (await create(eu, idempotency_key="k", supersedes=made.id)).id == made.id
+    await asyncio.sleep(0.3)
+    assert not eu.gateway.core.lifetimes.get(made.id).ended

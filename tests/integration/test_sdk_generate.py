@@ -179,6 +179,18 @@ def test_a_gateway_that_lost_the_video_makes_it_anew(model, ap):
     assert ap.options[1].supersedes == "ap-00000000000000000000000000"
 
 
+def test_a_video_whose_region_goes_behind_the_gateway_is_made_anew_at_once(model, ap):
+    ap.trouble.lose_homes = 1
+    ap.trouble.break_streams_after = [5]
+    kinds = []
+    result = model.generate("x", on_progress=lambda event: kinds.append(event.kind))
+    assert result["video"] == ap.mp4
+    assert (result["region"], ap.options[1].supersedes) == ("ap", "far-" + "0" * 26)
+    assert ap.options[0].idempotency_key == ap.options[1].idempotency_key
+    assert ap.calls.count("WatchVideo") == 1
+    assert "reconnecting" in kinds
+
+
 def test_a_failure_that_is_not_the_jobs_own_is_run_again_under_the_next_key(model, ap):
     ap.trouble.fail_runs = [
         video_pb2.FailedEvent(code="worker_died", message="gone", retryable=True)

@@ -63,6 +63,8 @@ class Trouble:
     """Streams say nothing after the start until the gateway stops."""
     forget_videos: bool = False
     """Videos are unknown to every call but the create that makes them."""
+    lose_homes: int = 0
+    """Videos that are made in a region ``far``, which nobody reaches after their first stream."""
     hide_fleet: bool = False
     """Regions are told to nobody, as to a token without fleet:read."""
 
@@ -84,6 +86,7 @@ class FakeGateway(
         self.trouble = Trouble()
         self.mp4 = make_mp4()
         self.calls: list[str] = []
+        self._lost: set[str] = set()
         self.options: list[video_service_pb2.CreateOptions] = []
         self.specs: list[video_pb2.VideoSpec] = []
         self.watched_after: list[int] = []
@@ -162,6 +165,9 @@ class FakeGateway(
     def WatchVideo(self, request, context):
         self._enter("WatchVideo", context)
         self.watched_after.append(request.after_seq)
+        if request.video_id in self._lost:
+            text = "region far, the video's home, cannot be reached now"
+            abort(context, grpc.StatusCode.UNAVAILABLE, "home_unreachable", text)
         self._find(request.video_id, context)
         for event in self._stream(request.video_id, request.after_seq, context):
             yield video_service_pb2.WatchVideoResponse(event=event)
@@ -235,9 +241,14 @@ class FakeGateway(
             code, reason, retry_after_s = self.trouble.refuse.pop(0)
             abort(context, code, reason, f"refused: {reason}", retry_after_s=retry_after_s)
         known = self._by_key.get(options.idempotency_key)
-        if known is not None and not self.trouble.forget_videos:
+        given_up = known in self._lost and options.supersedes == known
+        if known is not None and not self.trouble.forget_videos and not given_up:
             return known
         video_id = f"{self.region}-{len(self._records):026d}"
+        if self.trouble.lose_homes:
+            self.trouble.lose_homes -= 1
+            video_id = f"far-{len(self._records):026d}"
+            self._lost.add(video_id)
         self._by_key[options.idempotency_key] = video_id
         self._make(video_id, spec)
         return video_id
