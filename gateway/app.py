@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from reelmesh.v1 import control_plane_service_pb2
 
 from gateway.application import FROM_REGION
+from gateway.auth.door import Door
 from gateway.auth.tokens import TokenVerifier
 from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
@@ -97,6 +98,7 @@ async def build_app(
     async with AsyncExitStack() as stack:
         loader_of = await stack.enter_async_context(open_jwks_loaders())
         verifier = TokenVerifier(config.auth, clock=clock, loader_of=loader_of)
+        door = Door(verifier, config.auth.strangers, clock=clock)
         core = await stack.enter_async_context(
             open_core(config, clock=clock, registry=registry, jobs=jobs, artifacts=artifacts)
         )
@@ -106,7 +108,7 @@ async def build_app(
         add_grpc_services(
             server,
             application=application,
-            verifier=verifier,
+            door=door,
             metrics=metrics,
             config=config.edge,
             clock=clock,
@@ -119,7 +121,7 @@ async def build_app(
 
         http_app = build_http_app(
             application=application,
-            verifier=verifier,
+            door=door,
             metrics=metrics,
             config=config.edge,
             clock=clock,

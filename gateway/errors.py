@@ -179,6 +179,12 @@ class ResourceExhausted(GatewayError):  # noqa: N818 - likewise
     retryable = True
 
 
+class TooManyRefusals(ResourceExhausted):
+    """The caller's address was refused too often; its token was not looked at."""
+
+    code = "too_many_refusals"
+
+
 class Unavailable(GatewayError):  # noqa: N818 - likewise
     """The region cannot serve now."""
 

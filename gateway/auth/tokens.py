@@ -53,6 +53,10 @@ class TokenVerifier:
         """Reads keys again as they change, for as long as the scope lives."""
         self._jwt.follow_keys(scope)
 
+    def known(self, authorization: str | None) -> Caller | None:
+        """The caller of a token that was found to hold before and does still; else None."""
+        return self._jwt.known(authorization)
+
     async def verify(self, authorization: str | None) -> Caller:
         """The caller that a header value such as ``Bearer eyJ...`` stands for.
 

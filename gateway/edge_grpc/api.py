@@ -3,7 +3,7 @@
 For the composition root::
 
     server = aio.server(options=grpc_server_options(config.edge))
-    add_grpc_services(server, application=..., verifier=..., metrics=..., ...)
+    add_grpc_services(server, application=..., door=..., metrics=..., ...)
     port = reelkit.rpc.listen(server, "127.0.0.1:0")
 """
 
@@ -22,7 +22,7 @@ from reelmesh.v1 import fleet_service_pb2 as fleet_pb2
 from reelmesh.v1 import video_service_pb2 as video_pb2
 
 from gateway.application import Caller, VideoApplication
-from gateway.auth.tokens import TokenVerifier
+from gateway.auth.door import Door
 from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge.streams import closing
@@ -57,7 +57,7 @@ def add_grpc_services(
     server: aio.Server,
     *,
     application: VideoApplication,
-    verifier: TokenVerifier,
+    door: Door,
     metrics: EdgeMetrics,
     config: EdgeConfig,
     clock: Clock,
@@ -72,7 +72,7 @@ def add_grpc_services(
         UnlistedEndpoint: An RPC is missing in the access table.
     """
     edge = GrpcEdge(
-        verifier=verifier,
+        door=door,
         metrics=metrics,
         clock=clock,
         max_message_bytes=config.max_body_bytes,

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -21,8 +22,8 @@ from opentelemetry import trace
 from gateway import errors
 from gateway.application import Caller
 from gateway.auth import access
+from gateway.auth.door import Door
 from gateway.auth.errors import MalformedToken
-from gateway.auth.tokens import TokenVerifier
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.decode import Undecodable, deserializer
 from gateway.edge_grpc.status import RichStatus, internal_status, rich_status
@@ -57,13 +58,13 @@ class GrpcEdge:
     def __init__(
         self,
         *,
-        verifier: TokenVerifier,
+        door: Door,
         metrics: EdgeMetrics,
         clock: Clock,
         max_message_bytes: int,
         write_timeout_s: float,
     ) -> None:
-        self._verifier = verifier
+        self._door = door
         self._metrics = metrics
         self._clock = clock
         self._max_message_bytes = max_message_bytes
@@ -110,7 +111,8 @@ class GrpcEdge:
             )
             with span as current, self._measured(endpoint) as outcome:
                 try:
-                    caller = await self._verifier.verify(_authorization(metadata))
+                    address = self._door.address_of(_host_of(context.peer()), _forwarded(metadata))
+                    caller = await self._door.enter(_authorization(metadata), address)
                     access.require(caller, scope)
                     if isinstance(request, Undecodable):
                         raise request.error
@@ -195,3 +197,13 @@ def _authorization(metadata: aio.Metadata | tuple[tuple[str, Any], ...] | None) 
     if len(values) > 1:
         raise MalformedToken("send one authorization entry, not several")
     return str(values[0]) if values else None
+
+
+def _forwarded(metadata: aio.Metadata | tuple[tuple[str, Any], ...] | None) -> list[str]:
+    return [str(value) for key, value in metadata or () if key == "x-forwarded-for"]
+
+
+def _host_of(peer: str) -> str:
+    """The address in a peer as grpc writes it: ``ipv4:10.0.0.7:5031``, ``ipv6:[::1]:5031``."""
+    _, _, address = unquote(peer).partition(":")
+    return address.rpartition(":")[0].strip("[]")

@@ -2,7 +2,7 @@
 
 For the composition root::
 
-    app = build_http_app(application=..., verifier=..., metrics=..., ...)
+    app = build_http_app(application=..., door=..., metrics=..., ...)
     runner = http_runner(app)
     await runner.setup()                # and runner.cleanup() at the end
     port = await listen_http(runner, "127.0.0.1:0")
@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from gateway import errors
 from gateway.application import VideoApplication
 from gateway.auth import access
-from gateway.auth.tokens import TokenVerifier
+from gateway.auth.door import Door
 from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_http.body import read_create_request
@@ -50,7 +50,7 @@ _VIDEO_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
 def build_http_app(
     *,
     application: VideoApplication,
-    verifier: TokenVerifier,
+    door: Door,
     metrics: EdgeMetrics,
     config: EdgeConfig,
     clock: Clock,
@@ -64,7 +64,7 @@ def build_http_app(
         UnlistedEndpoint: A route is missing in the access table.
     """
     app = web.Application(
-        middlewares=[edge_middleware(verifier=verifier, metrics=metrics, clock=clock)],
+        middlewares=[edge_middleware(door=door, metrics=metrics, clock=clock)],
         client_max_size=config.max_body_bytes,
     )
     app.on_response_prepare.append(_sign)

@@ -12,8 +12,8 @@ from opentelemetry import trace
 from gateway import errors
 from gateway.application import Caller
 from gateway.auth import access
+from gateway.auth.door import Door
 from gateway.auth.errors import MalformedToken
-from gateway.auth.tokens import TokenVerifier
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_http.problem import Problem, problem_of, problem_of_status, problem_response
 from reelkit.clock import Clock
@@ -31,7 +31,7 @@ _REQUEST_ID = "x-request-id"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-def edge_middleware(*, verifier: TokenVerifier, metrics: EdgeMetrics, clock: Clock) -> Middleware:
+def edge_middleware(*, door: Door, metrics: EdgeMetrics, clock: Clock) -> Middleware:
     """The one middleware of the application; no route is reached around it."""
 
     @web.middleware
@@ -51,7 +51,7 @@ def edge_middleware(*, verifier: TokenVerifier, metrics: EdgeMetrics, clock: Clo
         )
         try:
             with span as current:
-                response = await _answer(request, handler, verifier)
+                response = await _answer(request, handler, door)
                 code = str(response.status)
                 current.set_attribute("http.response.status_code", response.status)
                 return response
@@ -61,15 +61,16 @@ def edge_middleware(*, verifier: TokenVerifier, metrics: EdgeMetrics, clock: Clo
     return middleware
 
 
-async def _answer(
-    request: web.Request, handler: Handler, verifier: TokenVerifier
-) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Handler, door: Door) -> web.StreamResponse:
     scope: access.Scope | None = None
     try:
-        if request.match_info.http_exception is None:
+        address = door.address_of(request.remote, request.headers.getall("X-Forwarded-For", []))
+        if request.match_info.http_exception is not None:
+            door.note_stranger(address)
+        else:
             scope = access.required_scope(access.http_endpoint(request.method, _template(request)))
         if scope is not None:
-            caller = await verifier.verify(_authorization(request))
+            caller = await door.enter(_authorization(request), address)
             access.require(caller, scope)
             request[CALLER] = caller
         response = await handler(request)

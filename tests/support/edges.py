@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
 
 from gateway.application import VideoApplication
-from gateway.auth.config import AuthConfig, IssuerConfig
+from gateway.auth.config import AuthConfig, IssuerConfig, StrangerConfig
+from gateway.auth.door import Door
 from gateway.auth.tokens import TokenVerifier
 from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
@@ -63,6 +64,7 @@ async def serve_edges(
     hold: bool = False,
     application: VideoApplication | None = None,
     idle_timeout_s: float = 75.0,
+    strangers: StrangerConfig | None = None,
 ) -> AsyncIterator[Edges]:
     clock = SystemClock()
     config = config or EdgeConfig()
@@ -75,7 +77,7 @@ async def serve_edges(
     registry = CollectorRegistry()
     common = {
         "application": application,
-        "verifier": TokenVerifier(auth, clock=clock),
+        "door": Door(TokenVerifier(auth, clock=clock), strangers or auth.strangers, clock=clock),
         "metrics": EdgeMetrics(registry),
         "config": config,
         "clock": clock,

@@ -33,7 +33,7 @@ def edge_arguments():
     clock = ManualClock()
     return {
         "application": FakeApplication(clock=clock),
-        "verifier": None,
+        "door": None,
         "metrics": EdgeMetrics(CollectorRegistry()),
         "config": EdgeConfig(),
         "clock": clock,
