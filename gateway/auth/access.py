@@ -47,6 +47,8 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "GET /healthz": PUBLIC,
         "GET /readyz": PUBLIC,
         "GET /metrics": PUBLIC,
+        "GET /openapi.json": PUBLIC,
+        "GET /docs": PUBLIC,
         "/reelmesh.v1.VideoService/GenerateVideo": Scope.VIDEO_GENERATE,
         "/reelmesh.v1.VideoService/CreateVideo": Scope.VIDEO_GENERATE,
         "/reelmesh.v1.VideoService/GetVideo": Scope.VIDEO_READ,

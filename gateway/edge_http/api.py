@@ -10,6 +10,7 @@ For the composition root::
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -24,6 +25,7 @@ from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_http.body import read_create_request
 from gateway.edge_http.content import send_content
+from gateway.edge_http.docs_page import page
 from gateway.edge_http.json_values import dumps
 from gateway.edge_http.middleware import CALLER, edge_middleware, sign
 from gateway.edge_http.openai_objects import (
@@ -34,10 +36,12 @@ from gateway.edge_http.openai_objects import (
     video_list,
     video_object,
 )
+from gateway.edge_http.openapi import document
 from gateway.edge_http.problem import problem_of_status, problem_response
 from gateway.edge_http.server import http_runner, listen_http
 from gateway.edge_http.sse import stream_events
 from reelkit.clock import Clock
+from reelkit.extras import DISTRIBUTION
 
 __all__ = ["build_http_app", "http_runner", "listen_http"]
 
@@ -86,6 +90,8 @@ def build_http_app(
         ("GET", "/readyz", routes.readyz),
         ("HEAD", "/readyz", routes.readyz),
         ("GET", "/metrics", routes.metrics),
+        ("GET", "/openapi.json", routes.openapi),
+        ("GET", "/docs", routes.docs),
     ]
     for method, template, handler in handlers:
         access.required_scope(access.http_endpoint(method, template))
@@ -108,6 +114,22 @@ class _Routes:
         self._metrics = metrics
         self._config = config
         self._clock = clock
+        described = document(version=importlib.metadata.version(DISTRIBUTION))
+        self._openapi = dumps(described)
+        self._docs = page(described).encode()
+
+    async def openapi(self, _request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._openapi, content_type="application/json")
+
+    async def docs(self, _request: web.Request) -> web.StreamResponse:
+        # Nothing in it is fetched or run.
+        policy = "default-src 'none'; style-src 'unsafe-inline'"
+        return web.Response(
+            body=self._docs,
+            content_type="text/html",
+            charset="utf-8",
+            headers={"Content-Security-Policy": policy},
+        )
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         key = _idempotency_key(request)

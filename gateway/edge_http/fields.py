@@ -36,27 +36,58 @@ class CreateField:
     kind: Kind
     target: str
     """Field of VideoSpec, or of CreateOptions where ``option``."""
+    about: str
+    """For whoever reads the API's document."""
     max_value: int = 2**32 - 1
     option: bool = False
 
 
 FIELDS: Mapping[str, CreateField] = MappingProxyType(
     {
-        "prompt": CreateField(Kind.TEXT, "prompt"),
-        "negative_prompt": CreateField(Kind.TEXT, "negative_prompt"),
-        "model": CreateField(Kind.TEXT, "model"),
-        "size": CreateField(Kind.TEXT, "resolution"),
-        "resolution": CreateField(Kind.TEXT, "resolution"),
-        "seconds": CreateField(Kind.SECONDS, "seconds"),
-        "width": CreateField(Kind.WHOLE, "width"),
-        "height": CreateField(Kind.WHOLE, "height"),
-        "num_frames": CreateField(Kind.WHOLE, "num_frames"),
-        "fps": CreateField(Kind.NUMBER, "fps"),
-        "num_inference_steps": CreateField(Kind.WHOLE, "steps"),
-        "guidance_scale": CreateField(Kind.NUMBER, "guidance_scale"),
-        "flow_shift": CreateField(Kind.NUMBER, "flow_shift"),
-        "seed": CreateField(Kind.WHOLE, "seed", max_value=2**64 - 1),
-        "deadline_s": CreateField(Kind.NUMBER, "deadline_s", option=True),
+        "prompt": CreateField(Kind.TEXT, "prompt", "What the video shows: 1 to 2,000 characters."),
+        "negative_prompt": CreateField(
+            Kind.TEXT, "negative_prompt", "What it does not show; up to 2,000 characters."
+        ),
+        "model": CreateField(
+            Kind.TEXT,
+            "model",
+            "A model's name, or name@version to pin one. The region's default without it.",
+        ),
+        "size": CreateField(Kind.TEXT, "resolution", "OpenAI's name of resolution."),
+        "resolution": CreateField(
+            Kind.TEXT,
+            "resolution",
+            "A size of the model such as 1280x704, or one of its named sizes such as 480p, which "
+            "resolve to one; the answer says which.",
+        ),
+        "seconds": CreateField(
+            Kind.SECONDS,
+            "seconds",
+            "How long it is; resolves to the model's nearest length, and the answer says which.",
+        ),
+        "width": CreateField(
+            Kind.WHOLE, "width", "In pixels; never rounded. With height, and instead of resolution."
+        ),
+        "height": CreateField(Kind.WHOLE, "height", "In pixels; never rounded. With width."),
+        "num_frames": CreateField(
+            Kind.WHOLE, "num_frames", "Exactly so many frames; never rounded. 4k + 1 of them."
+        ),
+        "fps": CreateField(Kind.NUMBER, "fps", "Frames a second; the model's own."),
+        "num_inference_steps": CreateField(Kind.WHOLE, "steps", "Denoising steps."),
+        "guidance_scale": CreateField(Kind.NUMBER, "guidance_scale", "Classifier-free guidance."),
+        "flow_shift": CreateField(Kind.NUMBER, "flow_shift", "Shift of the noise schedule."),
+        "seed": CreateField(
+            Kind.WHOLE,
+            "seed",
+            "The same seed, model version and settings make the same video. Drawn without it.",
+            max_value=2**64 - 1,
+        ),
+        "deadline_s": CreateField(
+            Kind.NUMBER,
+            "deadline_s",
+            "Seconds after which the video is of no use; it is dropped from every queue then.",
+            option=True,
+        ),
     }
 )
 

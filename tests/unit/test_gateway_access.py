@@ -62,12 +62,14 @@ def test_every_rpc_of_the_public_contracts_needs_a_scope():
             assert access.required_scope(f"/{service.full_name}/{method.name}") is not None
 
 
-def test_only_health_readiness_metrics_and_grpcs_own_services_are_public():
+def test_only_health_metrics_the_apis_description_and_grpcs_own_services_are_public():
     public = {endpoint for endpoint, scope in access.ACCESS.items() if scope is access.PUBLIC}
     assert public == {
         "GET /healthz",
         "GET /readyz",
         "GET /metrics",
+        "GET /openapi.json",
+        "GET /docs",
         "/grpc.health.v1.Health/Check",
         "/grpc.health.v1.Health/List",
         "/grpc.health.v1.Health/Watch",

@@ -1,0 +1,316 @@
+"""The HTTP API as an OpenAPI 3.1 document, made of the tables that the server itself goes by."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from gateway.auth import access
+from gateway.edge_http.fields import FIELDS, CreateField, Kind
+from gateway.edge_http.schemas import SCHEMAS
+
+Json = dict[str, Any]
+
+ABOUT: Final = (
+    "Text to video. The routes under /v1/videos are OpenAI's, so that its clients work "
+    "unchanged; a cancelled video reads as failed with the code `cancelled` there. Every "
+    "error is a problem (RFC 9457) that also carries OpenAI's `error` object. Sizes, lengths "
+    "and steps are the model's: see /v1/models."
+)
+_SCALAR: Final[dict[Kind, Json]] = {
+    Kind.TEXT: {"type": "string"},
+    Kind.WHOLE: {"type": "integer", "minimum": 0},
+    Kind.NUMBER: {"type": "number"},
+    Kind.SECONDS: {"type": ["number", "string"]},
+}
+_VIDEO_ID: Final[Json] = {
+    "name": "video_id",
+    "in": "path",
+    "required": True,
+    "description": "As the answer to the create, or the list, has it.",
+    "schema": {"type": "string"},
+}
+_PROBLEMS: Final = {
+    "400": "The request breaks a rule; `errors` names each field and the nearest valid values.",
+    "401": "There is no token, or it does not hold.",
+    "403": "The token lacks the scope.",
+    "404": "There is no such video, model or route of this tenant.",
+    "409": "The video is not finished, or has ended without content.",
+    "413": "The body is too large.",
+    "415": "The body is neither JSON nor multipart/form-data.",
+    "416": "The range lies outside the video.",
+    "421": "The video lives in another region, which this gateway does not know.",
+    "422": "The idempotency key was used with another request.",
+    "429": "A limit is reached; Retry-After says when to come back.",
+    "503": "The region cannot serve now; Retry-After says when to come back.",
+}
+_ALWAYS: Final = ("401", "403", "429", "503")
+
+
+def document(*, version: str) -> Json:
+    """The whole document.
+
+    Args:
+        version: Of this software.
+    """
+    paths: dict[str, Json] = {}
+    for endpoint, operation in _operations().items():
+        method, template = endpoint.split(" ")
+        scope = access.required_scope(endpoint)
+        if scope is not None:
+            operation["security"] = [{"bearer": [scope.value]}]
+            operation["description"] += f" Needs the scope `{scope.value}`."
+        else:
+            operation["security"] = []
+        paths.setdefault(template, {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Reelmesh", "version": version, "description": ABOUT},
+        "paths": paths,
+        "components": {
+            "schemas": {**SCHEMAS, "CreateVideo": _create_schema()},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+            },
+        },
+    }
+
+
+def _operations() -> dict[str, Json]:
+    """By endpoint, as the access table names them."""
+    return {**_of_videos(), **_of_one_video(), **_of_its_bytes(), **_of_the_mesh(), **_open_ones()}
+
+
+def _of_videos() -> dict[str, Json]:
+    key = _header("Idempotency-Key", _KEY, "[!-~]{1,128}")
+    return {
+        "POST /v1/videos": _operation(
+            "createVideo",
+            "Create a video",
+            "Answers at once; the video is made in the background, and runs on when nobody "
+            "watches. The same Idempotency-Key and body again answer the same video.",
+            ok=_ref("Video"),
+            parameters=[key],
+            body=_BODY,
+            errors=("400", "413", "415", "422"),
+        ),
+        "GET /v1/videos": _operation(
+            "listVideos",
+            "List videos",
+            "This region's, the newest first.",
+            ok=_ref("VideoList"),
+            parameters=[
+                _query("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "20 without."),
+                _query("after", {"type": "string"}, "The last id of the page before."),
+                _query("order", {"enum": ["asc", "desc"]}, "By age; desc without."),
+            ],
+            errors=("400",),
+        ),
+    }
+
+
+def _of_one_video() -> dict[str, Json]:
+    video = _ref("Video")
+    return {
+        "GET /v1/videos/{video_id}": _operation(
+            "getVideo",
+            "Get a video",
+            "Its state, its settings as they were resolved, and its result.",
+            ok=video,
+            parameters=[_VIDEO_ID],
+            errors=("404", "421"),
+        ),
+        "DELETE /v1/videos/{video_id}": _operation(
+            "deleteVideo",
+            "Delete a video",
+            "With its bytes; one that runs is cancelled first.",
+            ok=_ref("DeletedVideo"),
+            parameters=[_VIDEO_ID],
+            errors=("404", "421"),
+        ),
+        "POST /v1/videos/{video_id}/cancel": _operation(
+            "cancelVideo",
+            "Cancel a video",
+            "The device stops within a step. One that has ended stays what it is.",
+            ok=video,
+            parameters=[_VIDEO_ID],
+            errors=("404", "421"),
+        ),
+    }
+
+
+def _of_its_bytes() -> dict[str, Json]:
+    return {
+        "GET /v1/videos/{video_id}/content": _with_content(
+            _operation(
+                "downloadVideo",
+                "Download a video",
+                "The MP4, whole or one range of it. Its ETag is the sha256.",
+                ok=None,
+                parameters=[
+                    _VIDEO_ID,
+                    _header("Range", "One range of bytes."),
+                    _header("If-None-Match", "Answers 304 where it is the ETag."),
+                ],
+                errors=("404", "409", "416", "421"),
+            )
+        ),
+        "GET /v1/videos/{video_id}/events": _with_events(
+            _operation(
+                "watchVideo",
+                "Watch a video",
+                "Server-sent events until the end. An event's id is where to go on: a browser "
+                "sends it as Last-Event-ID by itself.",
+                ok=None,
+                parameters=[
+                    _VIDEO_ID,
+                    _header("Last-Event-ID", "The id of the last event that was seen.", "[0-9]+"),
+                    _query("after_seq", {"type": "integer", "minimum": 0}, "The same."),
+                    _query("chunks", {"enum": ["0", "1"]}, "1: with the bytes, as base64."),
+                ],
+                errors=("400", "404", "421"),
+            )
+        ),
+    }
+
+
+def _of_the_mesh() -> dict[str, Json]:
+    return {
+        "GET /v1/models": _operation(
+            "listModels", "List models", "With what each can do.", ok=_ref("ModelList")
+        ),
+        "GET /v1/models/{name}": _operation(
+            "getModel",
+            "Get a model",
+            "By its name, or name@version.",
+            ok=_ref("Model"),
+            parameters=[
+                {
+                    "name": "name",
+                    "in": "path",
+                    "required": True,
+                    "description": "As the list has it.",
+                    "schema": {"type": "string"},
+                }
+            ],
+            errors=("404",),
+        ),
+        "GET /v1/regions": _operation(
+            "listRegions", "List regions", "As this gateway knows them.", ok=_ref("RegionList")
+        ),
+    }
+
+
+def _open_ones() -> dict[str, Json]:
+    return {
+        "GET /healthz": _open("health", "Whether the process lives", _ref("State")),
+        "GET /readyz": _open(
+            "readiness", "Whether the region should receive traffic", _ref("State"), "503"
+        ),
+        "GET /metrics": _open("metrics", "Figures for Prometheus", None),
+        "GET /openapi.json": _open("openapi", "This document", {"type": "object"}),
+        "GET /docs": _open("docs", "This document for people", None),
+    }
+
+
+_KEY: Final = (
+    "Of the caller's own choosing, for a request that may be repeated: 1 to 128 visible ASCII "
+    "characters. It belongs to the tenant."
+)
+_BODY: Final[Json] = {
+    "required": True,
+    "content": {
+        kind: {"schema": {"$ref": "#/components/schemas/CreateVideo"}}
+        for kind in ("application/json", "multipart/form-data")
+    },
+}
+
+
+def _operation(
+    name: str,
+    summary: str,
+    description: str,
+    *,
+    ok: Json | None,
+    parameters: list[Json] | None = None,
+    body: Json | None = None,
+    errors: tuple[str, ...] = (),
+) -> Json:
+    answers: dict[str, Json] = {"200": {"description": "Done."}}
+    if ok is not None:
+        answers["200"]["content"] = {"application/json": {"schema": ok}}
+    for status in sorted({*errors, *_ALWAYS}):
+        answers[status] = {
+            "description": _PROBLEMS[status],
+            "content": {"application/problem+json": {"schema": _ref("Problem")}},
+        }
+    operation: Json = {
+        "operationId": name,
+        "summary": summary,
+        "description": description,
+        "parameters": parameters or [],
+        "responses": answers,
+    }
+    if body is not None:
+        operation["requestBody"] = body
+    return operation
+
+
+def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
+    """One that asks for no token."""
+    answer: Json = {"description": "Done."}
+    if ok is not None:
+        answer["content"] = {"application/json": {"schema": ok}}
+    answers = dict.fromkeys(("200", *others), answer)
+    return {
+        "operationId": name,
+        "summary": summary,
+        "description": "Asks for no token.",
+        "parameters": [],
+        "responses": answers,
+    }
+
+
+def _with_content(operation: Json) -> Json:
+    video = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
+    operation["responses"]["200"]["content"] = video
+    operation["responses"]["206"] = {"description": "The range.", "content": video}
+    operation["responses"]["304"] = {"description": "It is what the client has."}
+    return operation
+
+
+def _with_events(operation: Json) -> Json:
+    operation["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+    operation["responses"]["204"] = {"description": "The end was seen: there is nothing more."}
+    return operation
+
+
+def _create_schema() -> Json:
+    return {
+        "type": "object",
+        "description": "What a model allows is in /v1/models.",
+        "properties": {name: _property(field) for name, field in FIELDS.items()},
+        "required": ["prompt"],
+        "additionalProperties": False,
+    }
+
+
+def _property(field: CreateField) -> Json:
+    schema = {**_SCALAR[field.kind], "description": field.about}
+    if field.kind is Kind.WHOLE:
+        schema["maximum"] = field.max_value
+    return schema
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _header(name: str, about: str, pattern: str = "") -> Json:
+    schema: Json = {"type": "string"}
+    if pattern:
+        schema["pattern"] = f"^{pattern}$"
+    return {"name": name, "in": "header", "description": about, "schema": schema}
+
+
+def _query(name: str, schema: Json, about: str) -> Json:
+    return {"name": name, "in": "query", "description": about, "schema": schema}
