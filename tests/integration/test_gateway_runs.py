@@ -76,6 +76,9 @@ async def test_a_video_from_create_to_completed(tmp_path):
         await node.until(lambda: node.releases)
         assert node.releases[0].job_id == video.id
         assert node.runs[0].request.spec.prompt == "a ball"
+        # A node can tell tenants apart, and learns no name.
+        assert node.runs[0].request.tenant
+        assert ME.tenant not in node.runs[0].request.tenant
         record = await gateway.core.videos.get(ME, video.id)
         assert (record.status, record.attempts, record.progress_percent) == (COMPLETED, 1, 100)
 

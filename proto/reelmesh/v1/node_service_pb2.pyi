@@ -38,7 +38,9 @@ class RunRequest(_message.Message):
     attempt: _builtins.int
     """Attempt ordinal of (epoch, try); carried by started, chunk and completed."""
     tenant: _builtins.str
-    """Opaque to the node."""
+    """Opaque to the node.
+    Opaque: tells one tenant from another, and names none.
+    """
     after_n: _builtins.int
     """Replay the events whose n is greater."""
     deadline_s: _builtins.float
