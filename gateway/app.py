@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+import grpc
 import structlog
 from grpc import aio
 from prometheus_client import CollectorRegistry
@@ -36,6 +37,7 @@ from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import internal_channel, listen, server_options
 from reelkit.settings import blame_field
+from reelkit.tls import FollowedContext, grpc_credentials
 
 _log = structlog.get_logger("gateway.app")
 
@@ -113,8 +115,9 @@ async def build_app(
             config=config.edge,
             clock=clock,
         )
+        credentials, followed = _certificates(config, clock)
         with blame_field("grpc.listen", config.grpc.listen):
-            grpc_port = listen(server, config.grpc.listen)
+            grpc_port = listen(server, config.grpc.listen, credentials=credentials)
         await server.start()
         stack.push_async_callback(server.stop, 0)
         grpc_address = _with_port(config.grpc.listen, grpc_port)
@@ -130,7 +133,8 @@ async def build_app(
         await http.setup()
         stack.push_async_callback(http.cleanup)
         with blame_field("http.listen", config.http.listen):
-            http_port = await listen_http(http, config.http.listen)
+            context = None if followed is None else followed.context
+            http_port = await listen_http(http, config.http.listen, context=context)
         http_address = _with_port(config.http.listen, http_port)
 
         peer_server = aio.server(options=server_options())
@@ -142,7 +146,8 @@ async def build_app(
         peer_address = _with_port(config.peer.listen, peer_port)
 
         if config.ready_file is not None:
-            ready = {"http": f"http://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
+            scheme = "http" if followed is None else "https"
+            ready = {"http": f"{scheme}://{http_address}", "grpc": grpc_address, "pid": os.getpid()}
             with blame_field("ready_file", config.ready_file):
                 write_json_atomic(config.ready_file, ready)
 
@@ -170,6 +175,8 @@ async def build_app(
         control.start(core.scope)
         core.scope.spawn(core.sweeper.run(), name="sweeper")
         verifier.follow_keys(core.scope)
+        if followed is not None:
+            core.scope.spawn(followed.follow(), name="certificate")
         # What start-up made lives as long as the process: no collection need look at it.
         gc.collect()
         gc.freeze()
@@ -220,6 +227,16 @@ async def _across_regions(
         job_keep_s=math.ceil(config.runs.max_lifetime_s),
     )
     return application, regions
+
+
+def _certificates(
+    config: GatewayConfig, clock: Clock
+) -> tuple[grpc.ServerCredentials | None, FollowedContext | None]:
+    """What both edges show, for gRPC and for HTTP; nothing where they speak plain text."""
+    if config.tls is None:
+        return None, None
+    with blame_field("tls.cert_file", config.tls.cert_file):
+        return grpc_credentials(config.tls), FollowedContext(config.tls, clock=clock)
 
 
 def _with_port(address: str, port: int) -> str:

@@ -13,6 +13,7 @@ from gateway.edge.config import EdgeConfig
 from gateway.jobs.ids import REGION_PATTERN
 from reelkit.logs import LogSettings
 from reelkit.settings import Address, Settings
+from reelkit.tls import TlsSettings
 from reelkit.tracing import TracingSettings
 
 ENV_PREFIX: Final = "REELMESH_GATEWAY__"
@@ -245,6 +246,11 @@ class GatewayConfig(Settings):
     grpc: ListenConfig = Field(default=ListenConfig(), description="The gRPC edge.")
     edge: EdgeConfig = Field(default=EdgeConfig(), description="Limits of both edges.")
     auth: AuthConfig = Field(description="Whose tokens hold.")
+    tls: TlsSettings | None = Field(
+        default=None,
+        description="The certificate of both public edges, read again when it is renewed. Without "
+        "it they speak plain text, for a TLS proxy in front.",
+    )
     peer: ListenConfig = Field(
         default=ListenConfig(),
         description="Where the other gateways reach this one. Callers are believed here: keep it "

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from reelkit.loopback import is_loopback
 from reelkit.settings import Address, Settings
+from reelkit.tls import TlsSettings
 from reelkit.tokens.config import IssuerSettings, TokenSettings, check_issuers_differ
-
-
-class OperatorTls(Settings):
-    """The listener's certificate."""
-
-    cert_file: Path = Field(
-        description="PEM file with the certificate and its chain. Read again when it changes."
-    )
-    key_file: Path = Field(description="PEM file with its private key; likewise.")
 
 
 class OperatorAuth(TokenSettings):
@@ -44,7 +35,7 @@ class OperatorSettings(Settings):
         description="host:port of OperatorService; port 0 takes a free one. Off by default. "
         "Without tls only a loopback address is taken, since tokens would cross the network.",
     )
-    tls: OperatorTls | None = Field(
+    tls: TlsSettings | None = Field(
         default=None, description="The certificate; none: plain text, on loopback alone."
     )
     auth: OperatorAuth | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import structlog
@@ -91,14 +92,21 @@ def http_runner(
     )
 
 
-async def listen_http(runner: web.AppRunner, address: str) -> int:
+async def listen_http(
+    runner: web.AppRunner, address: str, *, context: ssl.SSLContext | None = None
+) -> int:
     """Binds ``host:port`` (port 0: a free one) and returns the port.
+
+    Args:
+        runner: Set up.
+        address: Where.
+        context: Speaks TLS; plain text without.
 
     Raises:
         OSError: The address cannot be bound; the message names it.
     """
     host, _, port = address.rpartition(":")
-    site = web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=False)
+    site = web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=False, ssl_context=context)
     try:
         await site.start()
     except OSError as error:
