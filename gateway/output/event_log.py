@@ -273,6 +273,9 @@ class EventLog:
                 elif cursor < self._published:
                     entry = self._entries[cursor]
                     cursor += 1
+                    if entry.seq <= after_seq:
+                        # A node replays to the next owner of a job what its reader had.
+                        continue
                     if entry.length:
                         data = await self._data(entry)
                         if data is None or generation != self._generation:

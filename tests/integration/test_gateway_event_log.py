@@ -79,6 +79,22 @@ async def read_all(log, after_seq=0):
         return [event async for event in log.read(after_seq)]
 
 
+async def test_a_reader_that_resumes_before_a_nodes_replay_gets_only_what_is_new(log):
+    # Another gateway's job: the reader comes first, then the node tells it all again.
+    reading = asyncio.ensure_future(read_all(log, after_seq=seq_of(1, 3)))
+    await asyncio.sleep(0.01)
+    log.begin(1, "")
+    log.append(progress(1), "progress")
+    log.append_chunk(chunk(2, 0, b"ab"))
+    log.append_chunk(chunk(3, 2, b"cd"))
+    await asyncio.sleep(0.01)
+    log.append_chunk(chunk(4, 4, b"ef"))
+    log.finish(terminal())
+    events = await reading
+    assert kinds(events) == ["queued", "chunk", "completed"]
+    assert (events[1].chunk.offset, events[1].chunk.data) == (4, b"ef")
+
+
 async def feed(log, spooled, data, *, piece, first_n=1):
     """Chunks as a runner appends them."""
     for index, offset in enumerate(range(0, len(data), piece)):
