@@ -189,6 +189,8 @@ def _number(value: Any, kind: Kind) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise OutsideField("must be a finite number", number)
+    if isinstance(value, int) and number != value:
+        raise OutsideField(f"has more digits than are kept; the nearest is {int(number)}", number)
     return number
 
 

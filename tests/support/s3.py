@@ -103,6 +103,8 @@ class S3Server:
                     "-master.telemetry=false",
                     "-master.volumeSizeLimitMB=64",
                     "-volume.max=20",
+                    # Else it takes nothing more when a hundredth of the disk is left.
+                    "-volume.minFreeSpace=200MiB",
                 ],
                 stdout=log,
                 stderr=log,

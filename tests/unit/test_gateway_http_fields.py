@@ -83,6 +83,11 @@ def test_every_seed_passes_both_ways(value):
     assert parse_value(FIELDS["seed"], str(value), from_text=True) == value
 
 
+def test_a_number_with_more_digits_than_are_kept_is_refused_and_not_rounded():
+    with pytest.raises(OutsideField, match="the nearest is 9007199254740992"):
+        parse_value(FIELDS["deadline_s"], 9007199254740993, from_text=False)
+
+
 @pytest.mark.parametrize("value", [16.0, 1e9, 9007199254740993.0, -0.0])
 def test_a_whole_number_is_written_in_plain_digits(value):
     with pytest.raises(WrongValue, match="plain digits"):
