@@ -27,7 +27,7 @@ from gateway.errors import (
 )
 from gateway.jobs.ids import region_of
 from gateway.jobs.store import KeyElsewhere
-from gateway.peers.client import NotItsOwn, PeerGone, Peers
+from gateway.peers.client import NotItsOwn, PeerFailed, PeerGone, Peers
 from gateway.regions.choice import RegionState
 from gateway.regions.link import RegionLink
 from gateway.regions.regions import Regions
@@ -167,8 +167,10 @@ class NewVideos:
             if link is not None and not given_up:
                 return await self._forward_to_any(link, request)
         except (ResourceExhausted, Unavailable) as refused:
-            # It has no video of that key, or it would have named it.
-            if isinstance(refused, JobStoreAway) or not self._can_serve(request):
+            # It has no video of that key, or it would have named it; one whose records are away,
+            # or that failed, may have.
+            unsure = isinstance(refused, (JobStoreAway, PeerFailed))
+            if unsure or not self._can_serve(request):
                 raise
         except PeerGone:
             if self._regions.state_of(region) is not RegionState.DOWN:

@@ -52,6 +52,10 @@ class NotItsOwn(Exception):  # noqa: N818 - likewise
     """It answers, and does not own the video, or not any more."""
 
 
+class PeerFailed(Unavailable):
+    """It failed, and said nothing of whether it did what it was asked for."""
+
+
 class Peers:
     """Calls to gateways by their peer address; channels are kept warm.
 
@@ -251,7 +255,7 @@ def _told(error: aio.AioRpcError) -> Exception:
         return InvalidRequest((FieldViolation("request", message),))
     if refused is not None:
         return refused(message, retry_after_s=RETRY_AFTER_S if refused.retryable else None)
-    return Unavailable(message, retry_after_s=RETRY_AFTER_S)
+    return PeerFailed(message, retry_after_s=RETRY_AFTER_S)
 
 
 def _info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:

@@ -1,11 +1,13 @@
 """Idempotency keys, and copies left behind, where two regions know one another."""
 
 import asyncio
+from unittest.mock import AsyncMock
 
 import pytest
 from reelmesh.v1 import region_pb2, video_pb2, video_service_pb2
 
-from gateway.errors import IdempotencyConflict, Unavailable
+from gateway.errors import IdempotencyConflict, ResourceExhausted, Unavailable
+from gateway.peers.client import PeerFailed
 from gateway.regions.choice import RegionState
 from tests.support.fakenode import FakeNode, held, serve_node
 from tests.support.gateways import ME
@@ -161,3 +163,30 @@ async def test_a_video_never_supersedes_itself(pair):
     assert (await create(eu, idempotency_key="k", supersedes=made.id)).id == made.id
     await asyncio.sleep(0.3)
     assert not eu.gateway.core.lifetimes.get(made.id).ended
+
+
+async def test_a_key_stays_where_a_region_failed_after_it_may_have_made_the_video(
+    pair, monkeypatch
+):
+    ap, eu, _ = pair
+    drained(ap, eu)
+    made = await create(ap, idempotency_key="k")
+    drained(ap, eu, draining=False)
+    broken = AsyncMock(side_effect=RuntimeError("a bug of eu's"))
+    with monkeypatch.context() as patched:
+        patched.setattr(eu.gateway.videos, "create", broken)
+        with pytest.raises(PeerFailed):
+            await create(ap, idempotency_key="k")
+    assert (await create(ap, idempotency_key="k")).id == made.id
+
+
+async def test_a_key_that_a_region_refuses_is_taken_back(pair, monkeypatch):
+    ap, eu, _ = pair
+    drained(ap, eu)
+    full = AsyncMock(side_effect=ResourceExhausted("full", retry_after_s=1.0))
+    with monkeypatch.context() as patched:
+        patched.setattr(eu.gateway.videos, "create", full)
+        with pytest.raises(ResourceExhausted):
+            await create(ap, idempotency_key="k")
+        drained(ap, eu, draining=False)
+        assert (await create(ap, idempotency_key="k")).id.startswith("ap-")
