@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.message import DecodeError
 from reelmesh.v1 import region_pb2
 
-from control_plane.errors import NotFoundError, SupersededError
+from control_plane.errors import InvalidRequestError, NotFoundError, SupersededError
 from control_plane.keys import GlobalKeys
 from control_plane.passing import PassingKeys
 from control_plane.regions.summary import newest
@@ -22,6 +22,8 @@ from reelkit.clock import Clock
 _log = structlog.get_logger("control_plane.regions")
 
 MAX_WRITE_TRIES = 5
+# Every region keeps them all, some 100 bytes each, and any client can have one written.
+MAX_SUPERSEDED = 50_000
 
 M = TypeVar("M", region_pb2.RegionSummary, region_pb2.RegionPolicy)
 
@@ -117,8 +119,11 @@ class RegionBook:
         """Writes that a job's client goes on elsewhere; may be repeated.
 
         Raises:
+            InvalidRequestError: There are too many.
             StoreError: The global store is away.
         """
+        if len(self._superseded) >= MAX_SUPERSEDED:
+            raise InvalidRequestError("job_id", f"{MAX_SUPERSEDED} are kept already; ask later")
         key = self._keys.superseded_job(job_id)
         await self._passing.put(key, tenant.encode(), keep_s=keep_s)
 

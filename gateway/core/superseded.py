@@ -50,7 +50,9 @@ class Superseded:
                 and not execution.ended
                 and self.holds(execution.record.tenant, job.job_id)
             ):
-                self._scope.spawn(self._cancel(execution), name=f"superseded/{job.job_id}")
+                # A copy that runs on is waste, and no reason to end the gateway.
+                name = f"superseded/{job.job_id}"
+                self._scope.spawn(self._cancel(execution), name=name, fatal=False)
         while len(self._tenants) > _MAX_KNOWN:
             self._tenants.popitem(last=False)
 

@@ -134,7 +134,7 @@ async def superseded_at(app, *, messages):
     return found
 
 
-async def test_a_region_hears_once_which_of_its_jobs_go_on_elsewhere(shared):
+async def test_a_region_hears_once_which_of_its_jobs_go_on_elsewhere(shared, monkeypatch):
     async with (
         region("ap", shared, fleet={"heartbeat_s": 0.1}) as ap,
         region("eu", shared, fleet={"heartbeat_s": 0.1}) as eu,
@@ -151,6 +151,10 @@ async def test_a_region_hears_once_which_of_its_jobs_go_on_elsewhere(shared):
         await eventually(heard)
         assert await superseded_at(eu, messages=4) == [("eu-1", "t")]
         assert await superseded_at(ap, messages=4) == []
+        monkeypatch.setattr("control_plane.regions.book.MAX_SUPERSEDED", 1)
+        with pytest.raises(aio.AioRpcError, match="1 are kept already"):
+            await jobs.SupersedeJob(pb.SupersedeJobRequest(tenant="t", job_id="eu-2", keep_s=60))
+        monkeypatch.undo()
         shared.set_available(available=False)
         with pytest.raises(aio.AioRpcError) as raised:
             await jobs.SupersedeJob(told, timeout=10)
