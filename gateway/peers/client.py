@@ -55,6 +55,8 @@ class NotItsOwn(Exception):  # noqa: N818 - likewise
 class PeerFailed(Unavailable):
     """It failed, and said nothing of whether it did what it was asked for."""
 
+    code = "peer_failed"
+
 
 class Peers:
     """Calls to gateways by their peer address; channels are kept warm.

@@ -131,27 +131,23 @@ async def test_the_deadline_is_the_jobs_own_whoever_has_it(region):
 
 
 async def test_a_job_that_killed_a_worker_under_one_owner_and_another_under_the_next(region):
-    for node in region.nodes:
-        node.default = fakenode.fail("worker_died")
-    hold = fakenode.held()
-    a, b = await region.pair()
     # The first dies at once; the second try is under way when its owner does.
+    tries = iter([fakenode.fail("worker_died"), fakenode.held()])
     for node in region.nodes:
-        node.script.append(fakenode.fail("worker_died"))
+        node.default = lambda run: next(tries)(run)
+    a, b = await region.pair()
     video = await a.create()
-    await region.until(lambda: any(node.runs for node in region.nodes))
-    first = next(node for node in region.nodes if node.runs)
-    second = next(node for node in region.nodes if node is not first)
-    second.script.clear()
-    second.script.append(hold)
-    await region.until(lambda: second.runs)
+    await region.until(lambda: all(node.runs for node in region.nodes))
+    second = max(region.nodes, key=lambda node: node.runs[0].claim)
+    first = next(node for node in region.nodes if node is not second)
     record = await region.until_record(
         video.id, lambda record: any(attempt.cause for attempt in record.attempts)
     )
     assert [attempt.node_id for attempt in record.attempts][:1] == [first.node_id]
     await a.crash()
     await second.kill()
-    second.default = fakenode.fail("worker_died")
+    for node in region.nodes:
+        node.default = fakenode.fail("worker_died")
     await second.start()
     events = await b.watched(video.id)
     failed = events[-1].failed

@@ -1,6 +1,7 @@
 """Every error that a client can meet has a row, over HTTP and over gRPC."""
 
 import json
+import pkgutil
 from importlib import import_module
 
 import grpc
@@ -15,8 +16,9 @@ from gateway.edge_grpc.status import internal_status, rich_status
 from gateway.edge_http.problem import problem_body, problem_of, problem_of_status, problem_response
 
 # Modules that add classes to the tree.
-for _module in ("gateway.auth.errors", "gateway.edge_http.body", "gateway.edge_grpc.decode"):
-    import_module(_module)
+for _package in ("auth", "edge_grpc", "edge_http", "peers"):
+    for _module in pkgutil.iter_modules(import_module(f"gateway.{_package}").__path__):
+        import_module(f"gateway.{_package}.{_module.name}")
 
 
 def every_class(base=errors.GatewayError):
