@@ -82,6 +82,11 @@ FIELDS: Mapping[str, CreateField] = MappingProxyType(
             "The same seed, model version and settings make the same video. Drawn without it.",
             max_value=2**64 - 1,
         ),
+        "quality": CreateField(
+            Kind.TEXT,
+            "quality",
+            "auto: under load it may be drawn in fewer steps, and the answer says so.",
+        ),
         "deadline_s": CreateField(
             Kind.NUMBER,
             "deadline_s",

@@ -59,6 +59,7 @@ def _own_fields(video: video_pb2.Video) -> dict[str, Any]:
         "guidance_scale": finite(spec.guidance_scale),
         "flow_shift": finite(spec.flow_shift),
         "seed": spec.seed,
+        "quality": spec.quality or None,
         "requested": {"resolution": spec.requested_resolution or None, "seconds": wished},
         "region": video.region,
         "attempts": video.attempts,

@@ -54,6 +54,7 @@ _VIDEO: Final = _object(
         "num_inference_steps": _WHOLE,
         "guidance_scale": _NUMBER,
         "flow_shift": _NUMBER,
+        "quality": {"type": ["string", "null"]},
         "seed": _WHOLE,
         "requested": _object(
             {"resolution": {"type": ["string", "null"]}, "seconds": _NUMBER},

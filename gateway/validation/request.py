@@ -34,6 +34,7 @@ from gateway.validation.fields import (
 MAX_PROMPT_CHARS = 2_000
 # What JSON readers and torch's generators both take.
 MAX_SEED = 2**63 - 1
+QUALITIES = ("", "auto")
 
 # For a manifest that names no range of its own.
 _STEPS = (1, 1_000)
@@ -96,6 +97,8 @@ def resolve(
     limit = min(info.max_prompt_chars or MAX_PROMPT_CHARS, MAX_PROMPT_CHARS)
     check_text(check.refuse, "prompt", spec.prompt, limit=limit, required=True)
     check_text(check.refuse, "negative_prompt", spec.negative_prompt, limit=limit, required=False)
+    if spec.quality not in QUALITIES:
+        check.refuse("quality", "must be auto, or left out", ("auto",))
     size = _size(check, info)
     num_frames = _num_frames(check, info)
     _fps(check, info)
@@ -278,4 +281,5 @@ def _resolved(
         seed=spec.seed if spec.HasField("seed") else drawn_seed,
         requested_resolution=spec.resolution,
         requested_seconds=spec.seconds if spec.HasField("seconds") else None,
+        quality=spec.quality,
     )

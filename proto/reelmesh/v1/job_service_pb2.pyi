@@ -73,6 +73,10 @@ class JobRecord(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     OWNER_INCARNATION_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    EXECUTION_KEY_FIELD_NUMBER: _builtins.int
+    FOLLOWS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     subject: _builtins.str
     owner_gateway: _builtins.str
@@ -91,6 +95,11 @@ class JobRecord(_message.Message):
     """
     keep: _builtins.bool
     """Runs on when nobody watches; else it is cancelled after a grace time."""
+    execution_key: _builtins.str
+    """Of what is drawn: equal for requests that one run may answer. Empty: for no other."""
+    follows: _builtins.str
+    """The job that pays for the run that this one shares."""
+    webhook_url: _builtins.str
     @_builtins.property
     def video(self) -> _video_pb2.Video: ...
     @_builtins.property
@@ -99,6 +108,10 @@ class JobRecord(_message.Message):
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def reservation(self) -> Global___QuotaReservation:
+        """What it holds of its tenant's quota until it ends."""
+
     def __init__(
         self,
         *,
@@ -115,14 +128,43 @@ class JobRecord(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         owner_incarnation: _builtins.str = ...,
         keep: _builtins.bool = ...,
+        reservation: Global___QuotaReservation | None = ...,
+        execution_key: _builtins.str = ...,
+        follows: _builtins.str = ...,
+        webhook_url: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "reservation", b"reservation", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_key", b"artifact_key", "attempts", b"attempts", "deadline", b"deadline", "epoch", b"epoch", "idempotency_key", b"idempotency_key", "keep", b"keep", "owner_gateway", b"owner_gateway", "owner_incarnation", b"owner_incarnation", "request_digest", b"request_digest", "revision", b"revision", "subject", b"subject", "tenant", b"tenant", "video", b"video"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_key", b"artifact_key", "attempts", b"attempts", "deadline", b"deadline", "epoch", b"epoch", "execution_key", b"execution_key", "follows", b"follows", "idempotency_key", b"idempotency_key", "keep", b"keep", "owner_gateway", b"owner_gateway", "owner_incarnation", b"owner_incarnation", "request_digest", b"request_digest", "reservation", b"reservation", "revision", b"revision", "subject", b"subject", "tenant", b"tenant", "video", b"video", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobRecord: _TypeAlias = JobRecord  # noqa: Y015
+
+@_typing.final
+class QuotaReservation(_message.Message):
+    """Written with the record, and settled in the transaction that ends it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    GPU_SECONDS_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """The day in UTC that it counts to, as 2026-11-25."""
+    gpu_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        gpu_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "gpu_seconds", b"gpu_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaReservation: _TypeAlias = QuotaReservation  # noqa: Y015
 
 @_typing.final
 class CreateJobRequest(_message.Message):

@@ -7,6 +7,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reelmesh.v1 import tenant_pb2 as _tenant_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -98,6 +99,7 @@ class VideoSpec(_message.Message):
     GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
     FLOW_SHIFT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """1 to max_prompt_chars characters of the model, 2,000 at most."""
     negative_prompt: _builtins.str
@@ -117,6 +119,10 @@ class VideoSpec(_message.Message):
     flow_shift: _builtins.float
     seed: _builtins.int
     """Drawn at admission where it is absent, so every attempt draws the same video."""
+    quality: _builtins.str
+    """"auto": under load the video may be drawn in fewer steps, which the answer says. Empty:
+    as asked for.
+    """
     def __init__(
         self,
         *,
@@ -133,10 +139,11 @@ class VideoSpec(_message.Message):
         guidance_scale: _builtins.float | None = ...,
         flow_shift: _builtins.float | None = ...,
         seed: _builtins.int | None = ...,
+        quality: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_flow_shift", b"_flow_shift", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seconds", b"_seconds", "_seed", b"_seed", "_steps", b"_steps", "_width", b"_width", "flow_shift", b"flow_shift", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "seconds", b"seconds", "seed", b"seed", "steps", b"steps", "width", b"width"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flow_shift", b"_flow_shift", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seconds", b"_seconds", "_seed", b"_seed", "_steps", b"_steps", "_width", b"_width", "flow_shift", b"flow_shift", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "prompt", b"prompt", "resolution", b"resolution", "seconds", b"seconds", "seed", b"seed", "steps", b"steps", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_flow_shift", b"_flow_shift", "_fps", b"_fps", "_guidance_scale", b"_guidance_scale", "_height", b"_height", "_negative_prompt", b"_negative_prompt", "_num_frames", b"_num_frames", "_seconds", b"_seconds", "_seed", b"_seed", "_steps", b"_steps", "_width", b"_width", "flow_shift", b"flow_shift", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "model", b"model", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "prompt", b"prompt", "quality", b"quality", "resolution", b"resolution", "seconds", b"seconds", "seed", b"seed", "steps", b"steps", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__flow_shift: _TypeAlias = _typing.Literal["flow_shift"]  # noqa: Y015
     _WhichOneofArgType__flow_shift: _TypeAlias = _typing.Literal["_flow_shift", b"_flow_shift"]  # noqa: Y015
@@ -201,6 +208,8 @@ class ResolvedSpec(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     REQUESTED_RESOLUTION_FIELD_NUMBER: _builtins.int
     REQUESTED_SECONDS_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    UNLOADED_STEPS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     negative_prompt: _builtins.str
     model: _builtins.str
@@ -216,6 +225,9 @@ class ResolvedSpec(_message.Message):
     requested_resolution: _builtins.str
     """The wishes that were resolved, echoed as they were given."""
     requested_seconds: _builtins.float
+    quality: _builtins.str
+    unloaded_steps: _builtins.int
+    """What steps would have been without load; 0: as many as they are."""
     def __init__(
         self,
         *,
@@ -233,10 +245,12 @@ class ResolvedSpec(_message.Message):
         seed: _builtins.int = ...,
         requested_resolution: _builtins.str = ...,
         requested_seconds: _builtins.float | None = ...,
+        quality: _builtins.str = ...,
+        unloaded_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_requested_seconds", b"_requested_seconds", "requested_seconds", b"requested_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_requested_seconds", b"_requested_seconds", "flow_shift", b"flow_shift", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "model", b"model", "model_version", b"model_version", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "prompt", b"prompt", "requested_resolution", b"requested_resolution", "requested_seconds", b"requested_seconds", "seed", b"seed", "steps", b"steps", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_requested_seconds", b"_requested_seconds", "flow_shift", b"flow_shift", "fps", b"fps", "guidance_scale", b"guidance_scale", "height", b"height", "model", b"model", "model_version", b"model_version", "negative_prompt", b"negative_prompt", "num_frames", b"num_frames", "prompt", b"prompt", "quality", b"quality", "requested_resolution", b"requested_resolution", "requested_seconds", b"requested_seconds", "seed", b"seed", "steps", b"steps", "unloaded_steps", b"unloaded_steps", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__requested_seconds: _TypeAlias = _typing.Literal["requested_seconds"]  # noqa: Y015
     _WhichOneofArgType__requested_seconds: _TypeAlias = _typing.Literal["_requested_seconds", b"_requested_seconds"]  # noqa: Y015
@@ -262,6 +276,9 @@ class Video(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     DURABLE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REMIXED_FROM_VIDEO_ID_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     status: Global___VideoStatus.ValueType
     progress_percent: _builtins.int
@@ -271,6 +288,11 @@ class Video(_message.Message):
     attempts: _builtins.int
     durable: _builtins.bool
     """False while the record lives in its owner's memory alone."""
+    priority: _tenant_pb2.Priority.ValueType
+    remixed_from_video_id: _builtins.str
+    """The video whose prompt was changed to make this one."""
+    batch_id: _builtins.str
+    """The batch that it belongs to."""
     @_builtins.property
     def spec(self) -> Global___ResolvedSpec: ...
     @_builtins.property
@@ -298,10 +320,13 @@ class Video(_message.Message):
         result: Global___CompletedEvent | None = ...,
         error: Global___FailedEvent | None = ...,
         durable: _builtins.bool = ...,
+        priority: _tenant_pb2.Priority.ValueType = ...,
+        remixed_from_video_id: _builtins.str = ...,
+        batch_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "expires_at", b"expires_at", "result", b"result", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "completed_at", b"completed_at", "created_at", b"created_at", "durable", b"durable", "error", b"error", "expires_at", b"expires_at", "id", b"id", "progress_percent", b"progress_percent", "region", b"region", "result", b"result", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "batch_id", b"batch_id", "completed_at", b"completed_at", "created_at", b"created_at", "durable", b"durable", "error", b"error", "expires_at", b"expires_at", "id", b"id", "priority", b"priority", "progress_percent", b"progress_percent", "region", b"region", "remixed_from_video_id", b"remixed_from_video_id", "result", b"result", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

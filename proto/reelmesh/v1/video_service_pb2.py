@@ -22,50 +22,51 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from reelmesh.v1 import tenant_pb2 as reelmesh_dot_v1_dot_tenant__pb2
 from reelmesh.v1 import video_pb2 as reelmesh_dot_v1_dot_video__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1freelmesh/v1/video_service.proto\x12\x0breelmesh.v1\x1a\x17reelmesh/v1/video.proto\"u\n\rCreateOptions\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x0f\n\x07\x64urable\x18\x02 \x01(\x08\x12\x17\n\ndeadline_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nsupersedes\x18\x04 \x01(\tB\r\n\x0b_deadline_s\"i\n\x14GenerateVideoRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.VideoSpec\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.CreateOptions\"?\n\x15GenerateVideoResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.VideoEvent\"g\n\x12\x43reateVideoRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.VideoSpec\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.CreateOptions\"8\n\x13\x43reateVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"#\n\x0fGetVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\"5\n\x10GetVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"8\n\x11WatchVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"<\n\x12WatchVideoResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.VideoEvent\":\n\x11ListVideosRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListVideosResponse\x12\"\n\x06videos\x18\x01 \x03(\x0b\x32\x12.reelmesh.v1.Video\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x43\x61ncelVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\"8\n\x13\x43\x61ncelVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"&\n\x12\x44\x65leteVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteVideoResponse\"8\n\x14\x44ownloadVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"Z\n\x15\x44ownloadVideoResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t2\xa1\x05\n\x0cVideoService\x12X\n\rGenerateVideo\x12!.reelmesh.v1.GenerateVideoRequest\x1a\".reelmesh.v1.GenerateVideoResponse0\x01\x12P\n\x0b\x43reateVideo\x12\x1f.reelmesh.v1.CreateVideoRequest\x1a .reelmesh.v1.CreateVideoResponse\x12G\n\x08GetVideo\x12\x1c.reelmesh.v1.GetVideoRequest\x1a\x1d.reelmesh.v1.GetVideoResponse\x12O\n\nWatchVideo\x12\x1e.reelmesh.v1.WatchVideoRequest\x1a\x1f.reelmesh.v1.WatchVideoResponse0\x01\x12M\n\nListVideos\x12\x1e.reelmesh.v1.ListVideosRequest\x1a\x1f.reelmesh.v1.ListVideosResponse\x12P\n\x0b\x43\x61ncelVideo\x12\x1f.reelmesh.v1.CancelVideoRequest\x1a .reelmesh.v1.CancelVideoResponse\x12P\n\x0b\x44\x65leteVideo\x12\x1f.reelmesh.v1.DeleteVideoRequest\x1a .reelmesh.v1.DeleteVideoResponse\x12X\n\rDownloadVideo\x12!.reelmesh.v1.DownloadVideoRequest\x1a\".reelmesh.v1.DownloadVideoResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1freelmesh/v1/video_service.proto\x12\x0breelmesh.v1\x1a\x18reelmesh/v1/tenant.proto\x1a\x17reelmesh/v1/video.proto\"\xe4\x01\n\rCreateOptions\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\x0f\n\x07\x64urable\x18\x02 \x01(\x08\x12\x17\n\ndeadline_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\nsupersedes\x18\x04 \x01(\t\x12\'\n\x08priority\x18\x05 \x01(\x0e\x32\x15.reelmesh.v1.Priority\x12\x10\n\x08no_cache\x18\x06 \x01(\x08\x12\x13\n\x0bwebhook_url\x18\x07 \x01(\t\x12\x1d\n\x15remixed_from_video_id\x18\x08 \x01(\tB\r\n\x0b_deadline_s\"i\n\x14GenerateVideoRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.VideoSpec\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.CreateOptions\"?\n\x15GenerateVideoResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.VideoEvent\"g\n\x12\x43reateVideoRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.VideoSpec\x12+\n\x07options\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.CreateOptions\"8\n\x13\x43reateVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"#\n\x0fGetVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\"5\n\x10GetVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"8\n\x11WatchVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\"<\n\x12WatchVideoResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.VideoEvent\":\n\x11ListVideosRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListVideosResponse\x12\"\n\x06videos\x18\x01 \x03(\x0b\x32\x12.reelmesh.v1.Video\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x12\x43\x61ncelVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\"8\n\x13\x43\x61ncelVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"&\n\x12\x44\x65leteVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\"\x15\n\x13\x44\x65leteVideoResponse\"8\n\x14\x44ownloadVideoRequest\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"Z\n\x15\x44ownloadVideoResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t2\xa1\x05\n\x0cVideoService\x12X\n\rGenerateVideo\x12!.reelmesh.v1.GenerateVideoRequest\x1a\".reelmesh.v1.GenerateVideoResponse0\x01\x12P\n\x0b\x43reateVideo\x12\x1f.reelmesh.v1.CreateVideoRequest\x1a .reelmesh.v1.CreateVideoResponse\x12G\n\x08GetVideo\x12\x1c.reelmesh.v1.GetVideoRequest\x1a\x1d.reelmesh.v1.GetVideoResponse\x12O\n\nWatchVideo\x12\x1e.reelmesh.v1.WatchVideoRequest\x1a\x1f.reelmesh.v1.WatchVideoResponse0\x01\x12M\n\nListVideos\x12\x1e.reelmesh.v1.ListVideosRequest\x1a\x1f.reelmesh.v1.ListVideosResponse\x12P\n\x0b\x43\x61ncelVideo\x12\x1f.reelmesh.v1.CancelVideoRequest\x1a .reelmesh.v1.CancelVideoResponse\x12P\n\x0b\x44\x65leteVideo\x12\x1f.reelmesh.v1.DeleteVideoRequest\x1a .reelmesh.v1.DeleteVideoResponse\x12X\n\rDownloadVideo\x12!.reelmesh.v1.DownloadVideoRequest\x1a\".reelmesh.v1.DownloadVideoResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.video_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEOPTIONS']._serialized_start=73
-  _globals['_CREATEOPTIONS']._serialized_end=190
-  _globals['_GENERATEVIDEOREQUEST']._serialized_start=192
-  _globals['_GENERATEVIDEOREQUEST']._serialized_end=297
-  _globals['_GENERATEVIDEORESPONSE']._serialized_start=299
-  _globals['_GENERATEVIDEORESPONSE']._serialized_end=362
-  _globals['_CREATEVIDEOREQUEST']._serialized_start=364
-  _globals['_CREATEVIDEOREQUEST']._serialized_end=467
-  _globals['_CREATEVIDEORESPONSE']._serialized_start=469
-  _globals['_CREATEVIDEORESPONSE']._serialized_end=525
-  _globals['_GETVIDEOREQUEST']._serialized_start=527
-  _globals['_GETVIDEOREQUEST']._serialized_end=562
-  _globals['_GETVIDEORESPONSE']._serialized_start=564
-  _globals['_GETVIDEORESPONSE']._serialized_end=617
-  _globals['_WATCHVIDEOREQUEST']._serialized_start=619
-  _globals['_WATCHVIDEOREQUEST']._serialized_end=675
-  _globals['_WATCHVIDEORESPONSE']._serialized_start=677
-  _globals['_WATCHVIDEORESPONSE']._serialized_end=737
-  _globals['_LISTVIDEOSREQUEST']._serialized_start=739
-  _globals['_LISTVIDEOSREQUEST']._serialized_end=797
-  _globals['_LISTVIDEOSRESPONSE']._serialized_start=799
-  _globals['_LISTVIDEOSRESPONSE']._serialized_end=880
-  _globals['_CANCELVIDEOREQUEST']._serialized_start=882
-  _globals['_CANCELVIDEOREQUEST']._serialized_end=920
-  _globals['_CANCELVIDEORESPONSE']._serialized_start=922
-  _globals['_CANCELVIDEORESPONSE']._serialized_end=978
-  _globals['_DELETEVIDEOREQUEST']._serialized_start=980
-  _globals['_DELETEVIDEOREQUEST']._serialized_end=1018
-  _globals['_DELETEVIDEORESPONSE']._serialized_start=1020
-  _globals['_DELETEVIDEORESPONSE']._serialized_end=1041
-  _globals['_DOWNLOADVIDEOREQUEST']._serialized_start=1043
-  _globals['_DOWNLOADVIDEOREQUEST']._serialized_end=1099
-  _globals['_DOWNLOADVIDEORESPONSE']._serialized_start=1101
-  _globals['_DOWNLOADVIDEORESPONSE']._serialized_end=1191
-  _globals['_VIDEOSERVICE']._serialized_start=1194
-  _globals['_VIDEOSERVICE']._serialized_end=1867
+  _globals['_CREATEOPTIONS']._serialized_start=100
+  _globals['_CREATEOPTIONS']._serialized_end=328
+  _globals['_GENERATEVIDEOREQUEST']._serialized_start=330
+  _globals['_GENERATEVIDEOREQUEST']._serialized_end=435
+  _globals['_GENERATEVIDEORESPONSE']._serialized_start=437
+  _globals['_GENERATEVIDEORESPONSE']._serialized_end=500
+  _globals['_CREATEVIDEOREQUEST']._serialized_start=502
+  _globals['_CREATEVIDEOREQUEST']._serialized_end=605
+  _globals['_CREATEVIDEORESPONSE']._serialized_start=607
+  _globals['_CREATEVIDEORESPONSE']._serialized_end=663
+  _globals['_GETVIDEOREQUEST']._serialized_start=665
+  _globals['_GETVIDEOREQUEST']._serialized_end=700
+  _globals['_GETVIDEORESPONSE']._serialized_start=702
+  _globals['_GETVIDEORESPONSE']._serialized_end=755
+  _globals['_WATCHVIDEOREQUEST']._serialized_start=757
+  _globals['_WATCHVIDEOREQUEST']._serialized_end=813
+  _globals['_WATCHVIDEORESPONSE']._serialized_start=815
+  _globals['_WATCHVIDEORESPONSE']._serialized_end=875
+  _globals['_LISTVIDEOSREQUEST']._serialized_start=877
+  _globals['_LISTVIDEOSREQUEST']._serialized_end=935
+  _globals['_LISTVIDEOSRESPONSE']._serialized_start=937
+  _globals['_LISTVIDEOSRESPONSE']._serialized_end=1018
+  _globals['_CANCELVIDEOREQUEST']._serialized_start=1020
+  _globals['_CANCELVIDEOREQUEST']._serialized_end=1058
+  _globals['_CANCELVIDEORESPONSE']._serialized_start=1060
+  _globals['_CANCELVIDEORESPONSE']._serialized_end=1116
+  _globals['_DELETEVIDEOREQUEST']._serialized_start=1118
+  _globals['_DELETEVIDEOREQUEST']._serialized_end=1156
+  _globals['_DELETEVIDEORESPONSE']._serialized_start=1158
+  _globals['_DELETEVIDEORESPONSE']._serialized_end=1179
+  _globals['_DOWNLOADVIDEOREQUEST']._serialized_start=1181
+  _globals['_DOWNLOADVIDEOREQUEST']._serialized_end=1237
+  _globals['_DOWNLOADVIDEORESPONSE']._serialized_start=1239
+  _globals['_DOWNLOADVIDEORESPONSE']._serialized_end=1329
+  _globals['_VIDEOSERVICE']._serialized_start=1332
+  _globals['_VIDEOSERVICE']._serialized_end=2005
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from reelmesh.v1 import tenant_pb2 as _tenant_pb2
 from reelmesh.v1 import video_pb2 as _video_pb2
 import builtins as _builtins
 import sys
@@ -27,6 +28,10 @@ class CreateOptions(_message.Message):
     DURABLE_FIELD_NUMBER: _builtins.int
     DEADLINE_S_FIELD_NUMBER: _builtins.int
     SUPERSEDES_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    NO_CACHE_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    REMIXED_FROM_VIDEO_ID_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """Same key and same spec from the same tenant: the same video. Same key and
     another spec: ALREADY_EXISTS. At most 128 visible ASCII characters.
@@ -37,6 +42,13 @@ class CreateOptions(_message.Message):
     """Seconds from admission after which the job is dropped; unset: no deadline."""
     supersedes: _builtins.str
     """The id of a copy in another region that this one replaces."""
+    priority: _tenant_pb2.Priority.ValueType
+    """No higher than the tenant's; unset: the tenant's."""
+    no_cache: _builtins.bool
+    """Drawn anew, whatever is in the cache or under way."""
+    webhook_url: _builtins.str
+    """Told of the end, where the operators allow that; https."""
+    remixed_from_video_id: _builtins.str
     def __init__(
         self,
         *,
@@ -44,10 +56,14 @@ class CreateOptions(_message.Message):
         durable: _builtins.bool = ...,
         deadline_s: _builtins.float | None = ...,
         supersedes: _builtins.str = ...,
+        priority: _tenant_pb2.Priority.ValueType = ...,
+        no_cache: _builtins.bool = ...,
+        webhook_url: _builtins.str = ...,
+        remixed_from_video_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "durable", b"durable", "idempotency_key", b"idempotency_key", "supersedes", b"supersedes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s", "deadline_s", b"deadline_s", "durable", b"durable", "idempotency_key", b"idempotency_key", "no_cache", b"no_cache", "priority", b"priority", "remixed_from_video_id", b"remixed_from_video_id", "supersedes", b"supersedes", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_s: _TypeAlias = _typing.Literal["deadline_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_s: _TypeAlias = _typing.Literal["_deadline_s", b"_deadline_s"]  # noqa: Y015

@@ -1,0 +1,37 @@
+"""What tenants may do, as this gateway last heard of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from reelmesh.v1 import tenant_pb2
+
+EVERYBODY: Final = "*"
+"""The policy of tenants that have none of their own."""
+
+
+class Policies(Protocol):
+    """Where the parts of a gateway look a tenant's policy up."""
+
+    def of(self, tenant: str) -> tenant_pb2.TenantPolicy:
+        """The policy that holds; not to be changed. Nothing is limited where there is none."""
+        ...
+
+
+class TenantPolicies:
+    """The policies of all tenants; empty until somebody tells of them."""
+
+    def __init__(self) -> None:
+        self._policies: dict[str, tenant_pb2.TenantPolicy] = {}
+
+    def of(self, tenant: str) -> tenant_pb2.TenantPolicy:
+        """See :meth:`Policies.of`."""
+        return self._policies.get(tenant) or self._policies.get(EVERYBODY) or _UNLIMITED
+
+    def replace(self, policies: Iterable[tenant_pb2.TenantPolicy]) -> None:
+        """Takes the policies as they now stand, in place of those before."""
+        self._policies = {policy.tenant: policy for policy in policies}
+
+
+_UNLIMITED = tenant_pb2.TenantPolicy()
