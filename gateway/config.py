@@ -218,11 +218,13 @@ class JobsConfig(Settings):
         "job's record; then the job goes on without one and says durable=false.",
     )
     commit_patience_s: float = Field(
-        default=2.0,
+        default=0.5,
         gt=0,
         le=60,
         description="Seconds that such a client waits at the end for the record to be completed; "
-        "then it is told, and the record is completed when that is possible again.",
+        "then it is told, and the record is completed when that is possible again. It takes "
+        "milliseconds, a tenth of a second on a busy disk, and up to two seconds where etcd "
+        "elects a leader, which a stream need not notice.",
     )
 
 
