@@ -23,6 +23,8 @@ from gateway.jobs.ids import VideoIds, not_here, region_of
 from gateway.jobs.records import no_bytes
 from gateway.jobs.store import TERMINAL_STATUSES
 from gateway.output.wire import encode_event
+from gateway.priority import check_priority, granted
+from gateway.tenants import Policies, TenantPolicies
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
 from gateway.validation.request import Catalog, resolve
 from reelkit.clock import Clock
@@ -105,10 +107,17 @@ class FakeApplication:
         hold: Videos wait for the test; otherwise each is complete before its create
             call answers.
         video_bytes: Size of each video.
+        policies: What tenants may do.
     """
 
     def __init__(
-        self, *, clock: Clock, region: str = "ap", hold: bool = False, video_bytes: int = 10_000
+        self,
+        *,
+        clock: Clock,
+        region: str = "ap",
+        hold: bool = False,
+        video_bytes: int = 10_000,
+        policies: Policies | None = None,
     ) -> None:
         self.hold = hold
         self.broken: Exception | None = None
@@ -119,6 +128,7 @@ class FakeApplication:
         self._clock = clock
         self._region = region
         self.video_bytes = video_bytes
+        self._policies = policies or TenantPolicies()
         self._ids = VideoIds(region, clock=clock)
         self._models = [fake_model()]
         self._jobs: dict[str, _Job] = {}
@@ -189,9 +199,9 @@ class FakeApplication:
         self.traceparents.append(current_traceparent())
         catalog = Catalog(tuple(self._models), self._models[0].name)
         seed = random.getrandbits(32)
-        resolved = resolve(
-            spec, catalog, drawn_seed=seed, violations=check_options(options), unfit=unfit
-        )
+        policy = self._policies.of(caller.tenant)
+        violations = check_options(options) + check_priority(options.priority, policy)
+        resolved = resolve(spec, catalog, drawn_seed=seed, violations=violations, unfit=unfit)
         request = spec.SerializeToString(deterministic=True)
         known = self._keys.get((caller.tenant, options.idempotency_key))
         if options.idempotency_key and known is not None:
@@ -340,6 +350,7 @@ class FakeApplication:
             status=video_pb2.VIDEO_STATUS_QUEUED,
             spec=spec,
             region=self._region,
+            priority=granted(options.priority, self._policies.of(tenant)),
         )
         video.created_at.FromNanoseconds(int(self._clock.wall() * 1e9))
         job = _Job(

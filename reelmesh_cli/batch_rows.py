@@ -38,6 +38,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[str], Value], str]] = {
     "guidance_scale": ("guidance_scale", float, "a number"),
     "flow_shift": ("flow_shift", float, "a number"),
     "seed": ("seed", _whole, "a whole number"),
+    "quality": ("quality", str, "text"),
 }
 
 

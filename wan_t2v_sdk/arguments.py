@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import difflib
 import secrets
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+from reelmesh.v1 import tenant_pb2
+from reelmesh.v1.tenant_pb2 import Priority as PriorityNumber
 
 from wan_t2v_sdk.errors import FieldViolation, InvalidRequestError
 from wan_t2v_sdk.request import VideoRequest
 
 MAX_KEY_CHARS = 120
+
+Priority = Literal["interactive", "batch"]
+
+_PRIORITIES: dict[str, PriorityNumber.ValueType] = {
+    "interactive": tenant_pb2.PRIORITY_INTERACTIVE,
+    "batch": tenant_pb2.PRIORITY_BATCH,
+}
 
 
 class VideoSettings(TypedDict, total=False):
@@ -29,6 +39,8 @@ class VideoSettings(TypedDict, total=False):
     guidance_scale: float | None
     flow_shift: float | None
     seed: int | None
+    quality: str | None
+    """``auto``: under load it may be drawn in fewer steps; the result says so."""
 
 
 def request_of(text: str, settings: VideoSettings, *, default_model: str | None) -> VideoRequest:
@@ -57,7 +69,24 @@ def request_of(text: str, settings: VideoSettings, *, default_model: str | None)
         guidance_scale=settings.get("guidance_scale"),
         flow_shift=settings.get("flow_shift"),
         seed=settings.get("seed"),
+        quality=settings.get("quality"),
     )
+
+
+def check_priority(priority: Priority | None) -> PriorityNumber.ValueType:
+    """The priority to ask for; None leaves it to the tenant's.
+
+    Raises:
+        InvalidRequestError: There is no such priority.
+    """
+    if priority is None:
+        return tenant_pb2.PRIORITY_UNSPECIFIED
+    if priority not in _PRIORITIES:
+        rule = f"must be {' or '.join(_PRIORITIES)}, not {priority!r}"
+        raise InvalidRequestError(
+            f"priority: {rule}", violations=(FieldViolation("priority", rule),)
+        )
+    return _PRIORITIES[priority]
 
 
 def check_key(key: str | None) -> str:

@@ -13,7 +13,13 @@ from typing import Self, TypeVar, Unpack
 
 from reelmesh.v1 import video_service_pb2
 
-from wan_t2v_sdk.arguments import VideoSettings, check_key, request_of
+from wan_t2v_sdk.arguments import (
+    Priority,
+    VideoSettings,
+    check_key,
+    check_priority,
+    request_of,
+)
 from wan_t2v_sdk.bar import make_bar
 from wan_t2v_sdk.calls import (
     cancel_video,
@@ -115,6 +121,7 @@ class AsyncTextToVideoGenerator:
         idempotency_key: str | None = None,
         durable: bool = False,
         deadline_s: float | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
         on_progress: Progress | None = None,
         progress: bool | None = None,
@@ -128,13 +135,15 @@ class AsyncTextToVideoGenerator:
                 another process; a fresh one by default, which covers this call's retries.
             durable: The video runs on when this call is given up.
             deadline_s: Seconds after which the mesh itself drops the job.
+            priority: ``interactive`` goes before ``batch``; the tenant's by default, which
+                is the highest that it may ask for.
             timeout_s: Seconds for this call, instead of the client's.
             on_progress: Called with each event; may be a coroutine function. What it
                 raises ends the call and cancels the video.
             progress: A tqdm bar; None shows one in a terminal or notebook.
             **settings: See :class:`VideoSettings`: steps, resolution, length_sec, width,
                 height, num_frames, fps, guidance_scale, flow_shift, negative_prompt,
-                seed, model.
+                seed, quality, model.
 
         Raises:
             InvalidRequestError: Names each field that the model cannot serve, with the
@@ -150,6 +159,7 @@ class AsyncTextToVideoGenerator:
             key_is_drawn=idempotency_key is None,
             durable=durable,
             deadline_s=deadline_s,
+            priority=check_priority(priority),
             timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             max_retries=self._max_retries,
             traceparent=new_traceparent(),
@@ -187,6 +197,7 @@ class AsyncTextToVideoGenerator:
         *,
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
+        priority: Priority | None = None,
         **settings: Unpack[VideoSettings],
     ) -> VideoRecord:
         """Starts a video and returns at once; it runs whether anybody watches or not.
@@ -196,7 +207,10 @@ class AsyncTextToVideoGenerator:
         request = video_service_pb2.CreateVideoRequest(
             spec=request_of(text, settings, default_model=self._model).to_spec(),
             options=video_service_pb2.CreateOptions(
-                idempotency_key=check_key(idempotency_key), durable=True, deadline_s=deadline_s
+                idempotency_key=check_key(idempotency_key),
+                durable=True,
+                deadline_s=deadline_s,
+                priority=check_priority(priority),
             ),
         )
 

@@ -19,7 +19,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from reelmesh.v1 import video_pb2, video_service_pb2
+from reelmesh.v1 import tenant_pb2, video_pb2, video_service_pb2
+from reelmesh.v1.tenant_pb2 import Priority
 
 from wan_t2v_sdk.assembly import Assembly
 from wan_t2v_sdk.buffer import VideoBuffer
@@ -70,6 +71,8 @@ class GenerationOrder:
     """The video runs on when this call is given up."""
     deadline_s: float | None = None
     """The job's own deadline, kept by the gateway."""
+    priority: Priority.ValueType = tenant_pb2.PRIORITY_UNSPECIFIED
+    """Unspecified: the tenant's."""
     timeout_s: float
     max_retries: int
     traceparent: str
@@ -271,6 +274,7 @@ class Generation:
             durable=self._order.durable,
             deadline_s=self._order.deadline_s,
             supersedes=self._supersedes,
+            priority=self._order.priority,
         )
         call = connection.videos.GenerateVideo(
             video_service_pb2.GenerateVideoRequest(spec=self._order.spec, options=options),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from google.protobuf import timestamp_pb2
-from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2
+from reelmesh.v1 import fleet_service_pb2, model_pb2, tenant_pb2, video_pb2
 
 VideoStatus = Literal["queued", "running", "completed", "failed", "cancelled", "unknown"]
 RegionState = Literal["serving", "not_serving", "draining", "unknown"]
@@ -18,6 +18,10 @@ _STATUSES: dict[int, VideoStatus] = {
     video_pb2.VIDEO_STATUS_COMPLETED: "completed",
     video_pb2.VIDEO_STATUS_FAILED: "failed",
     video_pb2.VIDEO_STATUS_CANCELLED: "cancelled",
+}
+_PRIORITIES: dict[int, str] = {
+    tenant_pb2.PRIORITY_INTERACTIVE: "interactive",
+    tenant_pb2.PRIORITY_BATCH: "batch",
 }
 _REGION_STATES: dict[int, RegionState] = {
     fleet_service_pb2.REGION_STATE_SERVING: "serving",
@@ -56,6 +60,8 @@ class VideoRecord:
     progress_percent: int
     attempts: int
     durable: bool
+    priority: str
+    """``interactive`` or ``batch``; "" where the mesh does not say."""
     settings: ResolvedSettings
     created_at: dt.datetime | None
     completed_at: dt.datetime | None
@@ -138,6 +144,7 @@ def video_of(video: video_pb2.Video) -> VideoRecord:
         progress_percent=video.progress_percent,
         attempts=video.attempts,
         durable=video.durable,
+        priority=_PRIORITIES.get(video.priority, ""),
         settings=settings_of(video.spec),
         created_at=_time_of(video, "created_at"),
         completed_at=_time_of(video, "completed_at"),

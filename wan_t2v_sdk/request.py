@@ -39,6 +39,8 @@ class VideoRequest:
     flow_shift: float | None = None
     seed: int | None = None
     """Drawn by the gateway where it is None; the result says which."""
+    quality: str | None = None
+    """``auto``: under load the video may be drawn in fewer steps; the result says so."""
 
     def to_spec(self) -> video_pb2.VideoSpec:
         """The message; rules of the model are left to the gateway.

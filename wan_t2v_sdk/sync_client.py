@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from wan_t2v_sdk.arguments import VideoSettings
+from wan_t2v_sdk.arguments import Priority, VideoSettings
 from wan_t2v_sdk.async_client import MAX_RETRIES, TIMEOUT_S, AsyncTextToVideoGenerator, Progress
 from wan_t2v_sdk.bar import make_bar
 from wan_t2v_sdk.events import VideoEvent
@@ -99,6 +99,7 @@ class TextToVideoGenerator:
         idempotency_key: str | None = None,
         durable: bool = False,
         deadline_s: float | None = None,
+        priority: Priority | None = None,
         timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool | None = None,
@@ -112,13 +113,15 @@ class TextToVideoGenerator:
                 another process; a fresh one by default, which covers this call's retries.
             durable: The video runs on when this call is given up.
             deadline_s: Seconds after which the mesh itself drops the job.
+            priority: ``interactive`` goes before ``batch``; the tenant's by default, which
+                is the highest that it may ask for.
             timeout_s: Seconds for this call, instead of the client's.
             on_progress: Called with each event, in this thread. A slow one misses some
                 of the progress; what it raises ends the call and cancels the video.
             progress: A tqdm bar; None shows one in a terminal or notebook.
             **settings: See :class:`VideoSettings`: steps, resolution, length_sec, width,
                 height, num_frames, fps, guidance_scale, flow_shift, negative_prompt,
-                seed, model.
+                seed, quality, model.
 
         Raises:
             InvalidRequestError: Names each field that the model cannot serve, with the
@@ -134,6 +137,7 @@ class TextToVideoGenerator:
                 idempotency_key=idempotency_key,
                 durable=durable,
                 deadline_s=deadline_s,
+                priority=priority,
                 timeout_s=timeout_s,
                 on_progress=tell,
                 progress=False,
@@ -169,6 +173,7 @@ class TextToVideoGenerator:
         *,
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
+        priority: Priority | None = None,
         **settings: Unpack[VideoSettings],
     ) -> VideoRecord:
         """Starts a video and returns at once; it runs whether anybody watches or not.
@@ -177,7 +182,11 @@ class TextToVideoGenerator:
         """
         return shared_loop_thread().run(
             self._client.create(
-                text, idempotency_key=idempotency_key, deadline_s=deadline_s, **settings
+                text,
+                idempotency_key=idempotency_key,
+                deadline_s=deadline_s,
+                priority=priority,
+                **settings,
             )
         )
 

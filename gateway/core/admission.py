@@ -30,6 +30,8 @@ from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
+from gateway.priority import check_priority, granted
+from gateway.tenants import Policies
 from gateway.validation.fields import check_options, number
 from gateway.validation.request import resolve
 from reelkit.clock import Clock
@@ -60,6 +62,7 @@ class Admission:
         lifetimes: Runs what is admitted.
         scope: Owns the step from a record to its run, which a client cannot break off.
         executions: Makes what runs.
+        policies: What tenants may do.
         late: Sees to records that could not be written in time.
         patience_s: How long a streaming client waits for its job's record to be written
             before the job goes on without.
@@ -75,6 +78,7 @@ class Admission:
         lifetimes: Lifetimes,
         executions: Executions,
         jobs: HomeJobs,
+        policies: Policies,
         late: LateRecords,
         scope: TaskScope,
         clock: Clock,
@@ -87,6 +91,7 @@ class Admission:
         self._waiting = waiting
         self._lifetimes = lifetimes
         self._jobs = jobs
+        self._policies = policies
         self._late = late
         self._scope = scope
         self._executions = executions
@@ -130,7 +135,8 @@ class Admission:
         unfit: Mapping[str, int],
         over_assignment: bool,
     ) -> video_pb2.Video:
-        violations = check_options(options)
+        policy = self._policies.of(caller.tenant)
+        violations = check_options(options) + check_priority(options.priority, policy)
         digest = records.request_digest(spec)
         keep = options.durable or not streamed
         if options.idempotency_key and not violations and not unfit:
@@ -145,6 +151,7 @@ class Admission:
             caller=caller,
             spec=resolved,
             options=options,
+            priority=granted(options.priority, policy),
             digest=digest,
             owner=self._owner,
             durable=self._jobs.durable,

@@ -45,6 +45,7 @@ from gateway.output.spool_budget import SpoolBudget
 from gateway.output.threads import Threads
 from gateway.peers.client import Peers
 from gateway.peers.gateways import Gateways
+from gateway.tenants import Policies, TenantPolicies
 from reelkit.clock import Clock
 from reelkit.rpc import internal_channel
 from reelkit.settings import blame_field
@@ -84,6 +85,7 @@ class _Ground:
     owner: Owner
     gateways: Gateways
     peers: Peers
+    policies: Policies
 
 
 @asynccontextmanager
@@ -94,14 +96,17 @@ async def open_core(
     registry: CollectorRegistry,
     jobs: JobStore | None = None,
     artifacts: ArtifactStore | None = None,
+    policies: Policies | None = None,
 ) -> AsyncIterator[Core]:
     """Yields the application; leaving stops its jobs and its streams to nodes.
+
+    Without ``policies`` no tenant is limited.
 
     Raises:
         ConfigError: The artifact store cannot be used, or the spool's folder not be made.
     """
     async with AsyncExitStack() as stack:
-        ground, links = await _ground(config, clock, registry, jobs, artifacts, stack)
+        ground, links = await _ground(config, clock, registry, jobs, artifacts, policies, stack)
         threads = Threads(max(1, (os.cpu_count() or 1) // 2), "spool")
         stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
         fleet, waiting = _routing(ground, links)
@@ -135,6 +140,7 @@ async def _ground(
     registry: CollectorRegistry,
     jobs: JobStore | None,
     artifacts: ArtifactStore | None,
+    policies: Policies | None,
     stack: AsyncExitStack,
 ) -> tuple[_Ground, NodeLinks]:
     with blame_field("artifacts.url", config.artifacts_url, ArtifactError):
@@ -162,6 +168,7 @@ async def _ground(
         owner=Owner(config.gateway_id, secrets.token_hex(8)),
         gateways=Gateways(),
         peers=peers,
+        policies=policies or TenantPolicies(),
     )
     return ground, links
 
@@ -307,6 +314,7 @@ def _videos(
         lifetimes=lifetimes,
         executions=executions,
         jobs=ground.jobs,
+        policies=ground.policies,
         late=LateRecords(jobs=ground.jobs, scope=ground.scope, clock=ground.clock),
         scope=ground.scope,
         clock=ground.clock,

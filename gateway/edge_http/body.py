@@ -64,7 +64,7 @@ class CreateRequest:
             except OutsideField as error:
                 self._set_outside(field, error.value)
             except WrongValue as error:
-                violations.append(FieldViolation(name, str(error)))
+                violations.append(FieldViolation(name, str(error), error.nearest))
         if fields.get("size") is not None and fields.get("resolution") is not None:
             violations.append(FieldViolation("size", "means the same as resolution; send one"))
         if violations:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.errors import FieldViolation
+from gateway.priority import BY_NAME
 
 
 class Kind(Enum):
@@ -40,6 +41,8 @@ class CreateField:
     """For whoever reads the API's document."""
     max_value: int = 2**32 - 1
     option: bool = False
+    choices: Mapping[str, int] | None = None
+    """The texts that it takes, and what each is in its target."""
 
 
 FIELDS: Mapping[str, CreateField] = MappingProxyType(
@@ -93,6 +96,14 @@ FIELDS: Mapping[str, CreateField] = MappingProxyType(
             "Seconds after which the video is of no use; it is dropped from every queue then.",
             option=True,
         ),
+        "priority": CreateField(
+            Kind.TEXT,
+            "priority",
+            "interactive goes before batch. The tenant's without it, which is the highest that "
+            "it may ask for.",
+            option=True,
+            choices=BY_NAME,
+        ),
     }
 )
 
@@ -116,6 +127,10 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3
 
 class WrongValue(ValueError):  # noqa: N818 - caught where the field's name is known
     """A value breaks its field's type; the message says how."""
+
+    def __init__(self, message: str, nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class OutsideField(WrongValue):
@@ -154,6 +169,8 @@ def parse_value(field: CreateField, value: Any, *, from_text: bool) -> Any:
         OutsideField: It is a number that no model takes.
         WrongValue: It is something else.
     """
+    if field.choices is not None:
+        return _choice(_text(value), field.choices)
     if field.kind is Kind.TEXT:
         return _text(value)
     if from_text or (field.kind is Kind.SECONDS and isinstance(value, str)):
@@ -172,6 +189,12 @@ def _text(value: Any) -> str:
         # JSON can spell half of a surrogate pair; no UTF-8 text holds one.
         raise WrongValue("must be valid Unicode: it holds half of a surrogate pair") from None
     return value
+
+
+def _choice(text: str, choices: Mapping[str, int]) -> int:
+    if text not in choices:
+        raise WrongValue(f"must be {' or '.join(choices)}", tuple(choices))
+    return choices[text]
 
 
 def _whole(value: Any, max_value: int) -> int:

@@ -9,6 +9,7 @@ from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2
 
 from gateway.edge_http.json_values import finite, to_json
 from gateway.errors import ModelNotFound
+from gateway.priority import NAMES
 
 # OpenAI knows no cancelled video: it reads as failed, with a code that says so.
 _STATUS = {
@@ -60,6 +61,7 @@ def _own_fields(video: video_pb2.Video) -> dict[str, Any]:
         "flow_shift": finite(spec.flow_shift),
         "seed": spec.seed,
         "quality": spec.quality or None,
+        "priority": NAMES.get(video.priority),
         "requested": {"resolution": spec.requested_resolution or None, "seconds": wished},
         "region": video.region,
         "attempts": video.attempts,

@@ -296,6 +296,8 @@ def _create_schema() -> Json:
 
 def _property(field: CreateField) -> Json:
     schema = {**_SCALAR[field.kind], "description": field.about}
+    if field.choices is not None:
+        schema["enum"] = list(field.choices)
     if field.kind is Kind.WHOLE:
         schema["maximum"] = field.max_value
     return schema

@@ -55,6 +55,7 @@ _VIDEO: Final = _object(
         "guidance_scale": _NUMBER,
         "flow_shift": _NUMBER,
         "quality": {"type": ["string", "null"]},
+        "priority": {"enum": ["interactive", "batch", None]},
         "seed": _WHOLE,
         "requested": _object(
             {"resolution": {"type": ["string", "null"]}, "seconds": _NUMBER},

@@ -6,6 +6,7 @@ import hashlib
 from typing import Final
 
 from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
+from reelmesh.v1.tenant_pb2 import Priority
 
 from gateway.application import Caller
 from gateway.errors import (
@@ -34,6 +35,7 @@ def new_record(
     caller: Caller,
     spec: video_pb2.ResolvedSpec,
     options: video_service_pb2.CreateOptions,
+    priority: Priority.ValueType,
     digest: str,
     owner: Owner,
     durable: bool,
@@ -48,6 +50,7 @@ def new_record(
             spec=spec,
             region=region,
             durable=durable,
+            priority=priority,
         ),
         tenant=caller.tenant,
         subject=caller.subject,

@@ -15,7 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reelmesh_cli import console
 from reelmesh_cli.batch_results import COMPLETED, FAILED, ResultsFile, RowResult
 from reelmesh_cli.batch_rows import BatchRow, read_rows
-from reelmesh_cli.commands.generate import TIMEOUT_S, MeshOption, RegionOption, TimeoutOption
+from reelmesh_cli.commands.generate import (
+    TIMEOUT_S,
+    MeshOption,
+    PriorityName,
+    PriorityOption,
+    RegionOption,
+    TimeoutOption,
+)
 from reelmesh_cli.config import open_client
 from reelmesh_cli.errors import StoppedError
 from reelmesh_cli.outputs import make_folder, naming
@@ -31,9 +38,11 @@ from wan_t2v_sdk import (
 HELP = """Make a video for every row of a file.
 
 PROMPTS is a CSV with a column prompt and any of resolution, seconds, num_frames, width, height,
-steps, seed, guidance_scale, flow_shift, negative_prompt, model; or a text file with a prompt in
-each line, where lines that begin with # are comments (a prompt with # in front needs the CSV). OUT
-gets an MP4 for each row and results.csv, which grows as rows end.
+steps, seed, guidance_scale, flow_shift, negative_prompt, model, quality; or a text file with a
+prompt in each line, where lines that begin with # are comments (a prompt with # in front needs the
+CSV). OUT gets an MP4 for each row and results.csv, which grows as rows end.
+
+The rows are of priority batch, which waits for whatever somebody is waiting for.
 
 Run it again after an interruption: rows that are finished, by their content, are skipped, and
 those that failed are tried again. The exit code is 1 if any row failed.
@@ -57,6 +66,7 @@ def batch(
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Skip what an earlier run finished.")
     ] = True,
+    priority: PriorityOption = PriorityName.BATCH,
     region: RegionOption = "auto",
     mesh: MeshOption = None,
     timeout: TimeoutOption = TIMEOUT_S,
@@ -70,7 +80,7 @@ def batch(
     with naming("--out", results.path):
         results.open(resume=resume)
     todo = [row for row in rows if not results.finished(row.digest)]
-    run = BatchRun(client, out, results, total=len(rows), quiet=json_output)
+    run = BatchRun(client, out, results, total=len(rows), quiet=json_output, priority=priority)
     try:
         asyncio.run(run.make_all(todo, concurrency=concurrency))
     except KeyboardInterrupt:
@@ -115,6 +125,7 @@ class BatchRun:
         *,
         total: int,
         quiet: bool,
+        priority: PriorityName | None = PriorityName.BATCH,
     ) -> None:
         self.completed = 0
         self.failed = 0
@@ -123,6 +134,7 @@ class BatchRun:
         self._results = results
         self._total = total
         self._quiet = quiet
+        self._priority = priority
         # A run's keys are its own: a row that failed before is drawn anew.
         self._run_id = secrets.token_hex(6)
 
@@ -158,6 +170,7 @@ class BatchRun:
             result = await self._client.generate(
                 row.prompt,
                 idempotency_key=f"batch-{self._run_id}-{row.digest[:24]}",
+                priority=None if self._priority is None else self._priority.value,
                 progress=False,
                 on_progress=lambda event: (
                     progress.update(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,31 @@ MeshOption = Annotated[
 RegionOption = Annotated[
     str, typer.Option(help="A region's name; auto measures them and takes the nearest that serves.")
 ]
+
+
+class PriorityName(StrEnum):
+    """Which jobs go first where machines are short."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+PriorityOption = Annotated[
+    PriorityName | None,
+    typer.Option(
+        help="interactive goes before batch; by default the tenant's.", show_default=False
+    ),
+]
+_OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The MP4; by default the video's id.", show_default=False),
+]
+_SheetOption = Annotated[
+    Path | None, typer.Option("--contact-sheet", help="Also write a row of frames as a PNG.")
+]
+_QualityOption = Annotated[
+    str | None, typer.Option(help="auto: under load in fewer steps, which the facts say.")
+]
 TimeoutOption = Annotated[float, typer.Option(help="Seconds that a video may take.", min=0.1)]
 
 
@@ -50,12 +76,7 @@ class Output:
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows.", show_default=False)],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="The MP4; by default the video's id.", show_default=False
-        ),
-    ] = None,
+    output: _OutputOption = None,
     resolution: Annotated[
         str | None, typer.Option(help="A named size of the model, such as 480p.")
     ] = None,
@@ -69,10 +90,9 @@ def generate(
     flow_shift: Annotated[float | None, typer.Option(help="Shift of the noise schedule.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
     model: Annotated[str | None, typer.Option(help="name, or name@version.")] = None,
-    sheet: Annotated[
-        Path | None,
-        typer.Option("--contact-sheet", help="Also write a row of frames as a PNG."),
-    ] = None,
+    quality: _QualityOption = None,
+    priority: PriorityOption = None,
+    sheet: _SheetOption = None,
     region: RegionOption = "auto",
     mesh: MeshOption = None,
     timeout: TimeoutOption = TIMEOUT_S,
@@ -91,12 +111,21 @@ def generate(
         flow_shift=flow_shift,
         negative_prompt=negative_prompt,
         model=model,
+        quality=quality,
     )
     target = Output(video=output, sheet=sheet, as_json=json_output)
     check_output(target)
     try:
         asyncio.run(
-            _generate(prompt, settings, target, region=region, mesh=mesh, timeout_s=timeout)
+            _generate(
+                prompt,
+                settings,
+                target,
+                priority=priority,
+                region=region,
+                mesh=mesh,
+                timeout_s=timeout,
+            )
         )
     except KeyboardInterrupt:
         raise StoppedError(
@@ -124,19 +153,30 @@ async def _generate(
     settings: VideoSettings,
     output: Output,
     *,
+    priority: PriorityName | None,
     region: str,
     mesh: Path | None,
     timeout_s: float,
 ) -> None:
     async with open_client(mesh, region=region, timeout_s=timeout_s) as client:
-        await make_video(client, prompt, settings, output)
+        await make_video(client, prompt, settings, output, priority=priority)
 
 
 async def make_video(
-    client: AsyncTextToVideoGenerator, prompt: str, settings: VideoSettings, output: Output
+    client: AsyncTextToVideoGenerator,
+    prompt: str,
+    settings: VideoSettings,
+    output: Output,
+    *,
+    priority: PriorityName | None = None,
 ) -> GenerationResult:
     """Makes one video with a progress bar, saves it and tells its facts."""
-    result = await client.generate(prompt, progress=False if output.as_json else None, **settings)
+    result = await client.generate(
+        prompt,
+        progress=False if output.as_json else None,
+        priority=None if priority is None else priority.value,
+        **settings,
+    )
     path = result.save(output.video or Path(f"{result.id}.mp4"))
     if output.sheet is not None:
         contact_sheet.write_sheet(np.asarray(result["tensor"]), output.sheet)

@@ -9,11 +9,11 @@ import contextlib
 import hashlib
 
 import pytest
-from reelmesh.v1 import video_pb2, video_service_pb2
+from reelmesh.v1 import tenant_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
 from gateway.application import Caller
-from tests.support.video_applications import HARNESSES
+from tests.support.video_applications import HARNESSES, MODEST
 
 SCOPES = frozenset({"video:generate", "video:read"})
 ME = Caller("acme", "me", SCOPES)
@@ -37,8 +37,10 @@ def spec(prompt="a red ball", **fields):
     return video_pb2.VideoSpec(prompt=prompt, num_frames=9, steps=2, **fields)
 
 
-async def create(app, caller=ME, *, streamed=False, key="", durable=False, **fields):
-    options = video_service_pb2.CreateOptions(idempotency_key=key, durable=durable)
+async def create(app, caller=ME, *, streamed=False, key="", durable=False, priority=0, **fields):
+    options = video_service_pb2.CreateOptions(
+        idempotency_key=key, durable=durable, priority=priority
+    )
     return await app.create(caller, spec(**fields), options, streamed=streamed)
 
 
@@ -80,6 +82,19 @@ async def test_create_answers_a_record_with_every_choice_made(app):
     assert video.spec.model_version
     assert video.created_at.seconds > 0
     assert video.id.startswith(video.region + "-")
+
+
+async def test_a_video_has_the_priority_that_is_asked_for_or_its_tenants(app):
+    modest = Caller(MODEST, "me", SCOPES)
+    batch, interactive = tenant_pb2.PRIORITY_BATCH, tenant_pb2.PRIORITY_INTERACTIVE
+    for caller, asked, got in ((ME, 0, interactive), (ME, batch, batch), (modest, 0, batch)):
+        video = await create(app, caller, priority=asked)
+        assert video.priority == got
+        assert (await app.get(caller, video.id)).priority == got
+    with pytest.raises(errors.InvalidRequest) as refused:
+        await create(app, modest, priority=interactive)
+    [violation] = refused.value.violations
+    assert (violation.field, violation.nearest) == ("priority", ("batch",))
 
 
 async def test_a_seed_is_drawn_at_admission(app):

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from reelmesh.v1 import tenant_pb2
 
 from tests.support.fakegateway import TOKEN, FakeGateway
 
@@ -51,6 +52,7 @@ def test_a_second_run_makes_only_what_is_new(start, gateway, tmp_path):
     assert "1 made, 2 finished before, 0 failed" in second.communicate(timeout=60)[0]
     assert [row["prompt"] for row in rows(tmp_path)] == ["b", "c", "a"]
     assert sorted(spec.prompt for spec in gateway.specs) == ["a", "b", "c"]
+    assert {each.priority for each in gateway.options} == {tenant_pb2.PRIORITY_BATCH}
     for row in rows(tmp_path):
         assert (tmp_path / "out" / row["file"]).read_bytes() == gateway.mp4
     third = start("a\n", "--no-resume")

@@ -70,6 +70,17 @@ async def test_what_was_resolved_is_echoed_beside_what_was_asked_for(edges):
     assert created["error"] is None
 
 
+async def test_a_priority_is_given_by_name_and_shown(edges):
+    assert (await create(edges))["priority"] == "interactive"
+    assert (await create(edges, priority="batch"))["priority"] == "batch"
+    status, _, problem = await call(
+        edges, "POST", "/v1/videos", json={"prompt": "a ball", "priority": "soon"}
+    )
+    assert status == 400
+    [wrong] = problem["errors"]
+    assert (wrong["field"], wrong["nearest"]) == ("priority", ["interactive", "batch"])
+
+
 async def test_a_form_and_json_make_the_same_video(edges):
     form = aiohttp.FormData(default_to_multipart=True)
     for name, value in (

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from reelmesh.v1 import fleet_service_pb2, node_pb2, video_pb2, video_service_pb2
+from reelmesh.v1 import fleet_service_pb2, node_pb2, tenant_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
 from gateway.errors import OtherRegion, Unavailable, VideoNotFound
@@ -63,8 +63,9 @@ async def test_a_region_without_a_ready_node_has_its_videos_made_elsewhere(pair,
     # eu has another node of that model by the time.
     await eu.gateway.know(spare)
     await until(ap, lambda: ap.regions.link("eu").load.models)
-    video = await create(ap, streamed=True)
+    video = await create(ap, streamed=True, priority=tenant_pb2.PRIORITY_BATCH)
     assert video.id.startswith("eu-")
+    assert video.priority == tenant_pb2.PRIORITY_BATCH
     events = await watched(ap, video.id)
     assert kinds(events)[-1] == "completed"
     assert data_of(events) == VIDEO

@@ -7,7 +7,7 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from reelmesh.v1 import fleet_service_pb2, video_pb2
+from reelmesh.v1 import fleet_service_pb2, tenant_pb2, video_pb2
 
 from tests.support.fakegateway import FPS, FRAMES, HEIGHT, TOKEN, WIDTH, FakeGateway
 from wan_t2v_sdk import (
@@ -79,6 +79,16 @@ def test_the_request_carries_what_was_asked_for(model, ap):
     assert not spec.HasField("guidance_scale")
     assert ap.options[-1].idempotency_key
     assert len(ap.traceparents[-1].split("-")) == 4
+
+
+def test_a_priority_is_asked_for_by_its_name(model, ap):
+    model.generate("x", priority="batch", quality="auto")
+    assert ap.options[-1].priority == tenant_pb2.PRIORITY_BATCH
+    assert ap.specs[-1].quality == "auto"
+    model.create("x")
+    assert ap.options[-1].priority == tenant_pb2.PRIORITY_UNSPECIFIED
+    with pytest.raises(InvalidRequestError, match="interactive or batch"):
+        model.generate("x", priority="soon")
 
 
 def test_progress_comes_in_order_in_the_callers_thread(model):

@@ -17,6 +17,7 @@ from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore
+from gateway.tenants import Policies
 from reelkit.clock import Clock, SystemClock
 from tests.support.fakenode import MODEL, FakeNode
 
@@ -78,7 +79,7 @@ class Gateway:
         self, *, streamed: bool = False, caller: Caller = ME, prompt: str = "a ball", **fields: Any
     ) -> video_pb2.Video:
         """Creates; options are told apart from the spec's fields by their names."""
-        named = {"idempotency_key", "durable", "deadline_s", "supersedes"}
+        named = {"idempotency_key", "durable", "deadline_s", "supersedes", "priority"}
         options = video_service_pb2.CreateOptions(
             **{name: fields.pop(name) for name in named & fields.keys()}
         )
@@ -106,13 +107,19 @@ async def open_gateway(
     clock: Clock | None = None,
     jobs: JobStore | None = None,
     artifacts: ArtifactStore | None = None,
+    policies: Policies | None = None,
     **changes: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway without edges; it must end without a failed task."""
     registry = CollectorRegistry()
     config = gateway_config(tmp_path, **changes)
     core_of = open_core(
-        config, clock=clock or SystemClock(), registry=registry, jobs=jobs, artifacts=artifacts
+        config,
+        clock=clock or SystemClock(),
+        registry=registry,
+        jobs=jobs,
+        artifacts=artifacts,
+        policies=policies,
     )
     async with core_of as core:
         yield Gateway(core, registry)

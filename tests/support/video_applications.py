@@ -4,20 +4,30 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from reelmesh.v1 import video_pb2
+from reelmesh.v1 import tenant_pb2, video_pb2
 
 from gateway.application import VideoApplication
 from gateway.fake_application import FakeApplication
+from gateway.tenants import TenantPolicies
 from reelkit.clock import SystemClock
 from tests.support.fakenode import FakeNode, held, serve_node
 from tests.support.gateways import Gateway, open_gateway
+
+MODEST = "modest"
+"""A tenant that may ask for batch alone."""
+
+
+def policies() -> TenantPolicies:
+    found = TenantPolicies()
+    found.replace([tenant_pb2.TenantPolicy(tenant=MODEST, priority=tenant_pb2.PRIORITY_BATCH)])
+    return found
 
 
 class FakeHarness:
     """The fake, whose videos wait for the test."""
 
     def __init__(self) -> None:
-        self._fake = FakeApplication(clock=SystemClock(), hold=True)
+        self._fake = FakeApplication(clock=SystemClock(), hold=True, policies=policies())
         self.application: VideoApplication = self._fake
 
     async def finish(self, video_id: str) -> None:
@@ -56,7 +66,7 @@ async def real_harness(tmp_path: Path) -> AsyncIterator[RealHarness]:
     node.default = held(before=2)
     async with (
         serve_node(node),
-        open_gateway(tmp_path, runs={"client_grace_s": 0.1}) as gateway,
+        open_gateway(tmp_path, policies=policies(), runs={"client_grace_s": 0.1}) as gateway,
     ):
         await gateway.know(node)
         yield RealHarness(gateway, node)

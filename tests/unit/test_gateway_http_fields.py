@@ -39,7 +39,9 @@ def test_any_json_value_fits_unchanged_or_is_refused(name, value):
     except WrongValue:
         return
     assert assign(name, parsed) == parsed
-    if FIELDS[name].kind is not Kind.SECONDS:
+    if FIELDS[name].choices is not None:
+        assert parsed == FIELDS[name].choices[value]
+    elif FIELDS[name].kind is not Kind.SECONDS:
         assert parsed == value
 
 
