@@ -232,6 +232,7 @@ async def build_app(
                 ready=lambda: view.version > 0 and desired.loaded,
                 asker=GrpcStatusAsker(timeout_s=config.operator.status_timeout_s),
                 revocations=regions.revocations,
+                tenants=regions.tenants,
                 regions=regions.book,
             )
             listening = operator_listener(
@@ -272,6 +273,7 @@ async def build_app(
             (store, keys.live_jobs, jobs.live.apply),
             (global_store, global_keys.regions, regions.book.apply),
             (global_store, global_keys.revocations, regions.revocations.apply),
+            (global_store, global_keys.tenants, regions.tenants.apply),
         ):
             mirror = Mirror(source, prefix, clock=clock, relist_s=config.fleet.relist_s)
             scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")

@@ -6,6 +6,7 @@
     ├── NotFinishedError             the job must have ended first
     ├── NotFoundError                nothing of that name is known
     ├── SupersededError              another stream took the record over
+    ├── ChangedMeanwhileError        somebody else changed what was read before
     ├── NotReadyError                this replica has not read the store yet
     ├── NotLeaderError               another replica leads, or nobody does
     ├── UnauthenticatedError         an operator's call without a token that holds
@@ -86,6 +87,13 @@ class SupersededError(ControlPlaneError):
     """Another stream holds this record now; attach again if that was not meant."""
 
     code = "SUPERSEDED"
+    retryable = True
+
+
+class ChangedMeanwhileError(ControlPlaneError):
+    """Somebody else changed it since the caller read it: read it again, then decide."""
+
+    code = "CHANGED_MEANWHILE"
     retryable = True
 
 
@@ -212,6 +220,7 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     NotFinishedError: Answer(grpc.StatusCode.FAILED_PRECONDITION),
     NotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
     SupersededError: Answer(grpc.StatusCode.ABORTED),
+    ChangedMeanwhileError: Answer(grpc.StatusCode.ABORTED),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),
     NotLeaderError: Answer(grpc.StatusCode.UNAVAILABLE),
     UnauthenticatedError: Answer(grpc.StatusCode.UNAUTHENTICATED),

@@ -24,6 +24,7 @@ In the global store, which may be the same etcd:
     <prefix>/global/regions/summaries/<region>/<replica id>
                                                   RegionSummary, under the replica's lease
     <prefix>/global/regions/policies/<region>     RegionPolicy, under no lease
+    <prefix>/global/tenants/<digest>              TenantPolicy, under no lease
     <prefix>/global/writers/<region>/<replica id>/<n>
                                                   slots, as above
 
@@ -122,6 +123,7 @@ class GlobalKeys:
         self.policies = self.regions + "policies/"
         self.superseded_jobs = self.regions + "superseded/"
         self.revocations = base + "revocations/"
+        self.tenants = base + "tenants/"
         self.departed_nodes = base + "departed/"
         self.histories = base + "history/"
         self.leader = base + "leader"
@@ -130,6 +132,10 @@ class GlobalKeys:
     def revocation(self, revocation_id: str) -> str:
         """Tokens that hold no more."""
         return self.revocations + revocation_id
+
+    def tenant(self, tenant: str) -> str:
+        """What a tenant may do; its name may hold any character."""
+        return self.tenants + _digest(tenant)
 
     def summary(self, region: str, replica_id: str) -> str:
         """A replica's summary of its region."""

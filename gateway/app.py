@@ -33,6 +33,7 @@ from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore
 from gateway.peers.client import Peers
 from gateway.regions.regions import Regions
+from gateway.tenants import TenantPolicies
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.rpc import internal_channel, listen, server_options
@@ -101,8 +102,16 @@ async def build_app(
         loader_of = await stack.enter_async_context(open_jwks_loaders())
         verifier = TokenVerifier(config.auth, clock=clock, loader_of=loader_of)
         door = Door(verifier, config.auth.strangers, clock=clock)
+        policies = TenantPolicies()
         core = await stack.enter_async_context(
-            open_core(config, clock=clock, registry=registry, jobs=jobs, artifacts=artifacts)
+            open_core(
+                config,
+                clock=clock,
+                registry=registry,
+                jobs=jobs,
+                artifacts=artifacts,
+                policies=policies,
+            )
         )
 
         application, regions = await _across_regions(config, core, clock, stack)
@@ -168,6 +177,7 @@ async def build_app(
             on_fleet=core.gateways.take,
             on_regions=regions.take,
             on_revocations=verifier.take_revocations,
+            on_tenants=policies.replace,
             on_superseded=core.superseded.take,
             on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
         )

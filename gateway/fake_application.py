@@ -26,7 +26,8 @@ from gateway.output.wire import encode_event
 from gateway.priority import check_priority, granted
 from gateway.tenants import Policies, TenantPolicies
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
-from gateway.validation.request import Catalog, resolve
+from gateway.validation.policy import resolve_within
+from gateway.validation.request import Catalog
 from reelkit.clock import Clock
 from reelkit.tracing import current_traceparent
 
@@ -201,7 +202,9 @@ class FakeApplication:
         seed = random.getrandbits(32)
         policy = self._policies.of(caller.tenant)
         violations = check_options(options) + check_priority(options.priority, policy)
-        resolved = resolve(spec, catalog, drawn_seed=seed, violations=violations, unfit=unfit)
+        resolved = resolve_within(
+            policy, spec, catalog, drawn_seed=seed, violations=violations, unfit=unfit
+        )
         request = spec.SerializeToString(deterministic=True)
         known = self._keys.get((caller.tenant, options.idempotency_key))
         if options.idempotency_key and known is not None:

@@ -40,6 +40,10 @@ ACCESS: Mapping[str, Scope] = MappingProxyType(
         "RevokeTokens": Scope.OPERATE,
         "ListRevocations": Scope.READ,
         "RestoreTokens": Scope.OPERATE,
+        "ListTenants": Scope.READ,
+        "GetTenant": Scope.READ,
+        "SetTenant": Scope.OPERATE,
+        "UnsetTenant": Scope.OPERATE,
     }
 )
 

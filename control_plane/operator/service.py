@@ -16,6 +16,7 @@ from control_plane.operator.access import Operator
 from control_plane.operator.regions import RegionBook, RegionMethods
 from control_plane.operator.revocations import RevocationBook, RevocationMethods
 from control_plane.operator.status import StatusAsker
+from control_plane.operator.tenants import TenantBook, TenantMethods
 from control_plane.records import decoded_node
 from control_plane.store.mirror import list_all
 from control_plane.store.port import Delete, Op, Put, Store
@@ -25,7 +26,7 @@ from control_plane.validation import check_id
 _log = structlog.get_logger("control_plane.operator")
 
 
-class OperatorService(RegionMethods, RevocationMethods):
+class OperatorService(RegionMethods, RevocationMethods, TenantMethods):
     """The methods, behind :func:`~control_plane.operator.gate.guarded_service`.
 
     Args:
@@ -39,6 +40,7 @@ class OperatorService(RegionMethods, RevocationMethods):
         ready: Whether this replica has read the store.
         asker: Asks nodes for their statuses.
         revocations: Of tokens.
+        tenants: Their policies.
         regions: None where there is no global store.
     """
 
@@ -55,10 +57,12 @@ class OperatorService(RegionMethods, RevocationMethods):
         ready: Callable[[], bool],
         asker: StatusAsker,
         revocations: RevocationBook,
+        tenants: TenantBook,
         regions: RegionBook | None = None,
     ) -> None:
         RegionMethods.__init__(self, regions)
         RevocationMethods.__init__(self, revocations)
+        TenantMethods.__init__(self, tenants)
         self._store = store
         self._writer = writer
         self._keys = keys

@@ -9,19 +9,20 @@ from typing import Annotated
 
 import typer
 
-from control_plane.reelctl.commands import gateway, node, region, token
+from control_plane.reelctl.commands import gateway, node, region, tenant, token
 from control_plane.reelctl.errors import CtlError, StoppedError
 from control_plane.reelctl.output import print_error, say
 from reelkit.extras import DISTRIBUTION
 from reelkit.help_text import flow
 
-HELP = """Look at a mesh and steer it: nodes, gateways, regions.
+HELP = """Look at a mesh and steer it: nodes, gateways, regions, tenants.
 
 \b
   reelctl node list --watch
   reelctl node events ap-node-0
   reelctl node drain ap-node-0 --wait
   reelctl region drain eu --reason "power works"
+  reelctl tenant set studio-7 --requests-per-second 5 --concurrent-jobs 20
   reelctl token issue --keys ./keys --tenant studio-7 --subject alice
 
 The control plane is that of --endpoint and --token, else of REELCTL_ENDPOINT and
@@ -62,6 +63,7 @@ def _options(
 app.add_typer(node.app, name="node")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(region.app, name="region")
+app.add_typer(tenant.app, name="tenant")
 app.add_typer(token.app, name="token")
 
 

@@ -7,11 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from reelmesh.v1 import access_pb2, region_pb2
+from reelmesh.v1 import access_pb2, region_pb2, tenant_pb2
 from reelmesh.v1 import operator_service_pb2 as op
 from reelmesh.v1.operator_service_pb2_grpc import OperatorServiceStub
 
-from control_plane.reelctl.errors import CtlError, NoAnswerError, NotFoundError, UsageError
+from control_plane.reelctl.errors import (
+    ChangedMeanwhileError,
+    CtlError,
+    NoAnswerError,
+    NotFoundError,
+    UsageError,
+)
 from control_plane.reelctl.target import Site, Target
 from reelkit.loopback import is_loopback
 
@@ -97,6 +103,37 @@ class OperatorClient:
         """Takes a revocation back."""
         request = op.RestoreTokensRequest(id=revocation_id)
         self._any_site(lambda stub: stub.RestoreTokens, request)
+
+    def tenants(self) -> list[tenant_pb2.TenantPolicy]:
+        """Every tenant's policy, by name."""
+        return list(self._any_site(lambda stub: stub.ListTenants, op.ListTenantsRequest()).tenants)
+
+    def tenant(self, name: str) -> tenant_pb2.TenantPolicy:
+        """A tenant's own policy as it stands.
+
+        Raises:
+            NotFoundError: It has none.
+        """
+        request = op.GetTenantRequest(tenant=name)
+        policy: tenant_pb2.TenantPolicy = self._any_site(
+            lambda stub: stub.GetTenant, request
+        ).tenant
+        return policy
+
+    def set_tenant(self, policy: tenant_pb2.TenantPolicy) -> tenant_pb2.TenantPolicy:
+        """Writes a policy in place of the one of its revision.
+
+        Raises:
+            ChangedMeanwhileError: Somebody else wrote since.
+        """
+        request = op.SetTenantRequest(tenant=policy)
+        made: tenant_pb2.TenantPolicy = self._any_site(lambda stub: stub.SetTenant, request).tenant
+        return made
+
+    def unset_tenant(self, name: str, *, revision: int) -> None:
+        """Removes a tenant's policy; likewise."""
+        request = op.UnsetTenantRequest(tenant=name, revision=revision)
+        self._any_site(lambda stub: stub.UnsetTenant, request)
 
     def _of_every_site(
         self, method: Callable[[Any], Any], request: Any, on_missing: OnMissing | None
@@ -197,6 +234,8 @@ def _told(error: Any, address: str) -> CtlError:
         return CtlError(details)
     if code is grpc.StatusCode.NOT_FOUND:
         return NotFoundError(details)
+    if code is grpc.StatusCode.ABORTED:
+        return ChangedMeanwhileError(details)
     if code is grpc.StatusCode.FAILED_PRECONDITION:
         return CtlError(details, hint="give its control plane a global_etcd, and it knows regions")
     if code is grpc.StatusCode.INVALID_ARGUMENT:

@@ -5,6 +5,7 @@
     CtlError            one line for the person, and what to do next; exit code 1
     ├── UsageError      it was asked for something impossible; exit code 2
     ├── NotFoundError   nothing of that name
+    ├── ChangedMeanwhileError  somebody else changed it since it was read
     ├── NoAnswerError   nobody answers at the endpoint
     └── StoppedError    Ctrl-C; exit code 130
 """
@@ -33,6 +34,10 @@ class UsageError(CtlError):
 
 class NotFoundError(CtlError):
     """Nothing of that name is known there."""
+
+
+class ChangedMeanwhileError(CtlError):
+    """Somebody else changed it since it was read."""
 
 
 class NoAnswerError(CtlError):

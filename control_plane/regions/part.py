@@ -13,6 +13,7 @@ from control_plane.regions.watch import RegionWatchers
 from control_plane.revocations.book import RevocationBook
 from control_plane.store.port import Store
 from control_plane.store.writer import FencedWriter
+from control_plane.tenants.book import TenantBook
 from reelkit.clock import Clock
 
 
@@ -22,6 +23,7 @@ class RegionsPart:
 
     book: RegionBook
     revocations: RevocationBook
+    tenants: TenantBook
     publisher: SummaryPublisher
     watchers: RegionWatchers
 
@@ -43,6 +45,7 @@ def make_regions(
     revocations = RevocationBook(
         keys=keys, store=store, writer=writer, clock=clock, on_change=book.wake
     )
+    tenants = TenantBook(keys=keys, store=store, writer=writer, clock=clock, on_change=book.wake)
     record = LeasedRecord(
         store=store,
         writer=writer,
@@ -54,8 +57,13 @@ def make_regions(
     return RegionsPart(
         book=book,
         revocations=revocations,
+        tenants=tenants,
         publisher=publisher,
         watchers=RegionWatchers(
-            book, revocations=revocations, region=region, heartbeat_s=heartbeat_s
+            book,
+            revocations=revocations,
+            tenants=tenants,
+            region=region,
+            heartbeat_s=heartbeat_s,
         ),
     )

@@ -12,6 +12,7 @@ from reelmesh.v1 import control_plane_service_pb2 as cp
 from control_plane.errors import NotReadyError
 from control_plane.regions.book import RegionBook
 from control_plane.revocations.book import RevocationBook
+from control_plane.tenants.book import TenantBook
 
 FIRST_READ_S = 5.0
 # In one message, of some 50 bytes each.
@@ -26,11 +27,13 @@ class RegionWatchers:
         book: RegionBook,
         *,
         revocations: RevocationBook,
+        tenants: TenantBook,
         region: str,
         heartbeat_s: float,
     ) -> None:
         self._book = book
         self._revocations = revocations
+        self._tenants = tenants
         self._own_jobs = f"{region}-"
         self._heartbeat_s = heartbeat_s
         self._stopping = False
@@ -54,7 +57,7 @@ class RegionWatchers:
         except TimeoutError:
             raise NotReadyError("this replica has not read the regions yet; try another") from None
         told: set[str] = set()
-        revocations_version = 0
+        revocations_version = tenants_version = 0
         while not self._stopping:
             changed = self._book.changed
             superseded = self._superseded(but=told)
@@ -63,6 +66,9 @@ class RegionWatchers:
             if self._revocations.version != revocations_version:
                 revocations_version = self._revocations.version
                 response.revocations.CopyFrom(self._revocations.all())
+            if self._tenants.version != tenants_version:
+                tenants_version = self._tenants.version
+                response.tenants.CopyFrom(self._tenants.all())
             yield response
             if len(superseded) == MAX_SUPERSEDED:
                 # There may be more of them.

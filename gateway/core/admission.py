@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
-from reelmesh.v1 import job_service_pb2, video_pb2, video_service_pb2
+from reelmesh.v1 import job_service_pb2, tenant_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
 from gateway.core.execution import Execution
@@ -33,6 +33,7 @@ from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
 from gateway.priority import check_priority, granted
 from gateway.tenants import Policies
 from gateway.validation.fields import check_options, number
+from gateway.validation.policy import resolve_within
 from gateway.validation.request import resolve
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
@@ -144,7 +145,7 @@ class Admission:
             if standing is not None:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
-        resolved = self._admit(spec, options, violations, unfit)
+        resolved = self._admit(policy, spec, options, violations, unfit)
         record = records.new_record(
             video_id=self._ids.draw(),
             region=self._region,
@@ -282,6 +283,7 @@ class Admission:
 
     def _admit(
         self,
+        policy: tenant_pb2.TenantPolicy,
         spec: video_pb2.VideoSpec,
         options: video_service_pb2.CreateOptions,
         violations: list[FieldViolation],
@@ -292,7 +294,8 @@ class Admission:
         catalog = self._fleet.catalog()
         if not catalog.models and not violations:
             raise Unavailable("no node of this region has told its models yet", retry_after_s=5.0)
-        resolved = resolve(
+        resolved = resolve_within(
+            policy,
             spec,
             catalog,
             drawn_seed=secrets.randbelow(2**31),

@@ -16,7 +16,13 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from grpc import aio
-from reelmesh.v1 import access_pb2, control_plane_service_pb2, job_service_pb2, region_pb2
+from reelmesh.v1 import (
+    access_pb2,
+    control_plane_service_pb2,
+    job_service_pb2,
+    region_pb2,
+    tenant_pb2,
+)
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
 from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
 
@@ -44,6 +50,7 @@ class ControlPlaneLink:
         on_superseded: Callable[[Sequence[control_plane_service_pb2.SupersededJob]], None]
         | None = None,
         on_revocations: Callable[[access_pb2.TokenRevocations], None] | None = None,
+        on_tenants: Callable[[Sequence[tenant_pb2.TenantPolicy]], None] | None = None,
         on_regions: Callable[[Sequence[region_pb2.RegionView]], None] | None = None,
         on_orphans: Callable[[Sequence[job_service_pb2.Orphan]], None] | None = None,
     ) -> None:
@@ -55,6 +62,7 @@ class ControlPlaneLink:
         self._on_regions = on_regions
         self._on_superseded = on_superseded
         self._on_revocations = on_revocations
+        self._on_tenants = on_tenants
         self._leaving = asyncio.Event()
         self._left = asyncio.Event()
         # Index of the replica that the next stream goes to.
@@ -171,6 +179,8 @@ class ControlPlaneLink:
                         self._on_regions(response.regions)
                     if self._on_revocations is not None and response.HasField("revocations"):
                         self._on_revocations(response.revocations)
+                    if self._on_tenants is not None and response.HasField("tenants"):
+                        self._on_tenants(response.tenants.policies)
                     if self._on_superseded is not None:
                         self._on_superseded(response.superseded)
         except (aio.AioRpcError, TimeoutError) as error:

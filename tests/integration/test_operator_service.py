@@ -38,6 +38,10 @@ REQUESTS = {
     ),
     "ListRevocations": op.ListRevocationsRequest(),
     "RestoreTokens": op.RestoreTokensRequest(id="none"),
+    "ListTenants": op.ListTenantsRequest(),
+    "GetTenant": op.GetTenantRequest(tenant="t"),
+    "SetTenant": op.SetTenantRequest(tenant={"tenant": "t"}),
+    "UnsetTenant": op.UnsetTenantRequest(tenant="t", revision=1),
 }
 
 
@@ -59,7 +63,7 @@ async def test_every_method_asks_for_its_token_and_scope(tmp_path, store, method
         request = REQUESTS[method]
         error = await refused(client.call(method, request, scope=None))
         assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-        for scope in ("", "video:read", OPERATE if method.startswith("List") else READ):
+        for scope in ("", "video:read", OPERATE if method.startswith(("List", "Get")) else READ):
             error = await refused(client.call(method, request, scope=scope))
             assert error.code() is grpc.StatusCode.PERMISSION_DENIED
             assert "fleet:" in error.details()

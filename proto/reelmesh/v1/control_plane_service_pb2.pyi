@@ -12,6 +12,7 @@ from reelmesh.v1 import access_pb2 as _access_pb2
 from reelmesh.v1 import model_pb2 as _model_pb2
 from reelmesh.v1 import node_pb2 as _node_pb2
 from reelmesh.v1 import region_pb2 as _region_pb2
+from reelmesh.v1 import tenant_pb2 as _tenant_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -499,6 +500,7 @@ class WatchRegionsResponse(_message.Message):
     REGIONS_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     REVOCATIONS_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[_region_pb2.RegionView]: ...
     @_builtins.property
@@ -509,16 +511,21 @@ class WatchRegionsResponse(_message.Message):
     def revocations(self) -> _access_pb2.TokenRevocations:
         """Of the whole mesh: all of them, where they changed since the message before."""
 
+    @_builtins.property
+    def tenants(self) -> _tenant_pb2.TenantPolicies:
+        """Of the whole mesh: all of them, where they changed since the message before."""
+
     def __init__(
         self,
         *,
         regions: _abc.Iterable[_region_pb2.RegionView] | None = ...,
         superseded: _abc.Iterable[Global___SupersededJob] | None = ...,
         revocations: _access_pb2.TokenRevocations | None = ...,
+        tenants: _tenant_pb2.TenantPolicies | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations", "tenants", b"tenants"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions", "revocations", b"revocations", "superseded", b"superseded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions", "revocations", b"revocations", "superseded", b"superseded", "tenants", b"tenants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,59 +26,76 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from reelmesh.v1 import access_pb2 as reelmesh_dot_v1_dot_access__pb2
 from reelmesh.v1 import node_pb2 as reelmesh_dot_v1_dot_node__pb2
 from reelmesh.v1 import region_pb2 as reelmesh_dot_v1_dot_region__pb2
+from reelmesh.v1 import tenant_pb2 as reelmesh_dot_v1_dot_tenant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"reelmesh/v1/operator_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18reelmesh/v1/access.proto\x1a\x16reelmesh/v1/node.proto\x1a\x18reelmesh/v1/region.proto\"\xbf\x02\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12)\n\x06models\x18\x06 \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x14\n\x0cworker_count\x18\x07 \x01(\r\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12/\n\x0bstate_since\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ordoned\x18\n \x01(\x08\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\'\n\x06status\x18\x0c \x01(\x0b\x32\x17.reelmesh.v1.NodeStatus\"\'\n\x10ListNodesRequest\x12\x13\n\x0bwith_status\x18\x01 \x01(\x08\"9\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.reelmesh.v1.NodeView\"s\n\x0bGatewayView\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\"\x15\n\x13ListGatewaysRequest\"B\n\x14ListGatewaysResponse\x12*\n\x08gateways\x18\x01 \x03(\x0b\x32\x18.reelmesh.v1.GatewayView\"\x93\x01\n\x0fNodeEventRecord\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04\x66rom\x18\x02 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\"\n\x02to\x18\x03 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"L\n\x0bNodeHistory\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12,\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1c.reelmesh.v1.NodeEventRecord\"(\n\x15ListNodeEventsRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"F\n\x16ListNodeEventsResponse\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.reelmesh.v1.NodeEventRecord\"K\n\x14SetNodePolicyRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"<\n\x15SetNodePolicyResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.reelmesh.v1.NodeView\"#\n!OperatorServiceListRegionsRequest\"N\n\"OperatorServiceListRegionsResponse\x12(\n\x07regions\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.RegionView\"J\n\x16SetRegionPolicyRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"B\n\x17SetRegionPolicyResponse\x12\'\n\x06region\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.RegionView\"W\n\x13RevokeTokensRequest\x12\x30\n\nrevocation\x18\x01 \x01(\x0b\x32\x1c.reelmesh.v1.TokenRevocation\x12\x0e\n\x06keep_s\x18\x02 \x01(\r\"H\n\x14RevokeTokensResponse\x12\x30\n\nrevocation\x18\x01 \x01(\x0b\x32\x1c.reelmesh.v1.TokenRevocation\"\x18\n\x16ListRevocationsRequest\"L\n\x17ListRevocationsResponse\x12\x31\n\x0brevocations\x18\x01 \x03(\x0b\x32\x1c.reelmesh.v1.TokenRevocation\"\"\n\x14RestoreTokensRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15RestoreTokensResponse2\xbe\x06\n\x0fOperatorService\x12J\n\tListNodes\x12\x1d.reelmesh.v1.ListNodesRequest\x1a\x1e.reelmesh.v1.ListNodesResponse\x12S\n\x0cListGateways\x12 .reelmesh.v1.ListGatewaysRequest\x1a!.reelmesh.v1.ListGatewaysResponse\x12Y\n\x0eListNodeEvents\x12\".reelmesh.v1.ListNodeEventsRequest\x1a#.reelmesh.v1.ListNodeEventsResponse\x12V\n\rSetNodePolicy\x12!.reelmesh.v1.SetNodePolicyRequest\x1a\".reelmesh.v1.SetNodePolicyResponse\x12n\n\x0bListRegions\x12..reelmesh.v1.OperatorServiceListRegionsRequest\x1a/.reelmesh.v1.OperatorServiceListRegionsResponse\x12\\\n\x0fSetRegionPolicy\x12#.reelmesh.v1.SetRegionPolicyRequest\x1a$.reelmesh.v1.SetRegionPolicyResponse\x12S\n\x0cRevokeTokens\x12 .reelmesh.v1.RevokeTokensRequest\x1a!.reelmesh.v1.RevokeTokensResponse\x12\\\n\x0fListRevocations\x12#.reelmesh.v1.ListRevocationsRequest\x1a$.reelmesh.v1.ListRevocationsResponse\x12V\n\rRestoreTokens\x12!.reelmesh.v1.RestoreTokensRequest\x1a\".reelmesh.v1.RestoreTokensResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"reelmesh/v1/operator_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18reelmesh/v1/access.proto\x1a\x16reelmesh/v1/node.proto\x1a\x18reelmesh/v1/region.proto\x1a\x18reelmesh/v1/tenant.proto\"\xbf\x02\n\x08NodeView\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12%\n\x05state\x18\x04 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12)\n\x06models\x18\x06 \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x14\n\x0cworker_count\x18\x07 \x01(\r\x12\x0b\n\x03pid\x18\x08 \x01(\r\x12/\n\x0bstate_since\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ordoned\x18\n \x01(\x08\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\x12\'\n\x06status\x18\x0c \x01(\x0b\x32\x17.reelmesh.v1.NodeStatus\"\'\n\x10ListNodesRequest\x12\x13\n\x0bwith_status\x18\x01 \x01(\x08\"9\n\x11ListNodesResponse\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.reelmesh.v1.NodeView\"s\n\x0bGatewayView\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\"\x15\n\x13ListGatewaysRequest\"B\n\x14ListGatewaysResponse\x12*\n\x08gateways\x18\x01 \x03(\x0b\x32\x18.reelmesh.v1.GatewayView\"\x93\x01\n\x0fNodeEventRecord\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12$\n\x04\x66rom\x18\x02 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\"\n\x02to\x18\x03 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"L\n\x0bNodeHistory\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12,\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1c.reelmesh.v1.NodeEventRecord\"(\n\x15ListNodeEventsRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"F\n\x16ListNodeEventsResponse\x12,\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1c.reelmesh.v1.NodeEventRecord\"K\n\x14SetNodePolicyRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x10\n\x08\x63ordoned\x18\x02 \x01(\x08\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\"<\n\x15SetNodePolicyResponse\x12#\n\x04node\x18\x01 \x01(\x0b\x32\x15.reelmesh.v1.NodeView\"#\n!OperatorServiceListRegionsRequest\"N\n\"OperatorServiceListRegionsResponse\x12(\n\x07regions\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.RegionView\"J\n\x16SetRegionPolicyRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"B\n\x17SetRegionPolicyResponse\x12\'\n\x06region\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.RegionView\"W\n\x13RevokeTokensRequest\x12\x30\n\nrevocation\x18\x01 \x01(\x0b\x32\x1c.reelmesh.v1.TokenRevocation\x12\x0e\n\x06keep_s\x18\x02 \x01(\r\"H\n\x14RevokeTokensResponse\x12\x30\n\nrevocation\x18\x01 \x01(\x0b\x32\x1c.reelmesh.v1.TokenRevocation\"\x18\n\x16ListRevocationsRequest\"L\n\x17ListRevocationsResponse\x12\x31\n\x0brevocations\x18\x01 \x03(\x0b\x32\x1c.reelmesh.v1.TokenRevocation\"\"\n\x14RestoreTokensRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x17\n\x15RestoreTokensResponse\"\x14\n\x12ListTenantsRequest\"A\n\x13ListTenantsResponse\x12*\n\x07tenants\x18\x01 \x03(\x0b\x32\x19.reelmesh.v1.TenantPolicy\"\"\n\x10GetTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\">\n\x11GetTenantResponse\x12)\n\x06tenant\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.TenantPolicy\"=\n\x10SetTenantRequest\x12)\n\x06tenant\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.TenantPolicy\">\n\x11SetTenantResponse\x12)\n\x06tenant\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.TenantPolicy\"6\n\x12UnsetTenantRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x15\n\x13UnsetTenantResponse2\xfa\x08\n\x0fOperatorService\x12J\n\tListNodes\x12\x1d.reelmesh.v1.ListNodesRequest\x1a\x1e.reelmesh.v1.ListNodesResponse\x12S\n\x0cListGateways\x12 .reelmesh.v1.ListGatewaysRequest\x1a!.reelmesh.v1.ListGatewaysResponse\x12Y\n\x0eListNodeEvents\x12\".reelmesh.v1.ListNodeEventsRequest\x1a#.reelmesh.v1.ListNodeEventsResponse\x12V\n\rSetNodePolicy\x12!.reelmesh.v1.SetNodePolicyRequest\x1a\".reelmesh.v1.SetNodePolicyResponse\x12n\n\x0bListRegions\x12..reelmesh.v1.OperatorServiceListRegionsRequest\x1a/.reelmesh.v1.OperatorServiceListRegionsResponse\x12\\\n\x0fSetRegionPolicy\x12#.reelmesh.v1.SetRegionPolicyRequest\x1a$.reelmesh.v1.SetRegionPolicyResponse\x12S\n\x0cRevokeTokens\x12 .reelmesh.v1.RevokeTokensRequest\x1a!.reelmesh.v1.RevokeTokensResponse\x12\\\n\x0fListRevocations\x12#.reelmesh.v1.ListRevocationsRequest\x1a$.reelmesh.v1.ListRevocationsResponse\x12V\n\rRestoreTokens\x12!.reelmesh.v1.RestoreTokensRequest\x1a\".reelmesh.v1.RestoreTokensResponse\x12P\n\x0bListTenants\x12\x1f.reelmesh.v1.ListTenantsRequest\x1a .reelmesh.v1.ListTenantsResponse\x12J\n\tGetTenant\x12\x1d.reelmesh.v1.GetTenantRequest\x1a\x1e.reelmesh.v1.GetTenantResponse\x12J\n\tSetTenant\x12\x1d.reelmesh.v1.SetTenantRequest\x1a\x1e.reelmesh.v1.SetTenantResponse\x12P\n\x0bUnsetTenant\x12\x1f.reelmesh.v1.UnsetTenantRequest\x1a .reelmesh.v1.UnsetTenantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.operator_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODEVIEW']._serialized_start=161
-  _globals['_NODEVIEW']._serialized_end=480
-  _globals['_LISTNODESREQUEST']._serialized_start=482
-  _globals['_LISTNODESREQUEST']._serialized_end=521
-  _globals['_LISTNODESRESPONSE']._serialized_start=523
-  _globals['_LISTNODESRESPONSE']._serialized_end=580
-  _globals['_GATEWAYVIEW']._serialized_start=582
-  _globals['_GATEWAYVIEW']._serialized_end=697
-  _globals['_LISTGATEWAYSREQUEST']._serialized_start=699
-  _globals['_LISTGATEWAYSREQUEST']._serialized_end=720
-  _globals['_LISTGATEWAYSRESPONSE']._serialized_start=722
-  _globals['_LISTGATEWAYSRESPONSE']._serialized_end=788
-  _globals['_NODEEVENTRECORD']._serialized_start=791
-  _globals['_NODEEVENTRECORD']._serialized_end=938
-  _globals['_NODEHISTORY']._serialized_start=940
-  _globals['_NODEHISTORY']._serialized_end=1016
-  _globals['_LISTNODEEVENTSREQUEST']._serialized_start=1018
-  _globals['_LISTNODEEVENTSREQUEST']._serialized_end=1058
-  _globals['_LISTNODEEVENTSRESPONSE']._serialized_start=1060
-  _globals['_LISTNODEEVENTSRESPONSE']._serialized_end=1130
-  _globals['_SETNODEPOLICYREQUEST']._serialized_start=1132
-  _globals['_SETNODEPOLICYREQUEST']._serialized_end=1207
-  _globals['_SETNODEPOLICYRESPONSE']._serialized_start=1209
-  _globals['_SETNODEPOLICYRESPONSE']._serialized_end=1269
-  _globals['_OPERATORSERVICELISTREGIONSREQUEST']._serialized_start=1271
-  _globals['_OPERATORSERVICELISTREGIONSREQUEST']._serialized_end=1306
-  _globals['_OPERATORSERVICELISTREGIONSRESPONSE']._serialized_start=1308
-  _globals['_OPERATORSERVICELISTREGIONSRESPONSE']._serialized_end=1386
-  _globals['_SETREGIONPOLICYREQUEST']._serialized_start=1388
-  _globals['_SETREGIONPOLICYREQUEST']._serialized_end=1462
-  _globals['_SETREGIONPOLICYRESPONSE']._serialized_start=1464
-  _globals['_SETREGIONPOLICYRESPONSE']._serialized_end=1530
-  _globals['_REVOKETOKENSREQUEST']._serialized_start=1532
-  _globals['_REVOKETOKENSREQUEST']._serialized_end=1619
-  _globals['_REVOKETOKENSRESPONSE']._serialized_start=1621
-  _globals['_REVOKETOKENSRESPONSE']._serialized_end=1693
-  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1695
-  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1719
-  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1721
-  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1797
-  _globals['_RESTORETOKENSREQUEST']._serialized_start=1799
-  _globals['_RESTORETOKENSREQUEST']._serialized_end=1833
-  _globals['_RESTORETOKENSRESPONSE']._serialized_start=1835
-  _globals['_RESTORETOKENSRESPONSE']._serialized_end=1858
-  _globals['_OPERATORSERVICE']._serialized_start=1861
-  _globals['_OPERATORSERVICE']._serialized_end=2691
+  _globals['_NODEVIEW']._serialized_start=187
+  _globals['_NODEVIEW']._serialized_end=506
+  _globals['_LISTNODESREQUEST']._serialized_start=508
+  _globals['_LISTNODESREQUEST']._serialized_end=547
+  _globals['_LISTNODESRESPONSE']._serialized_start=549
+  _globals['_LISTNODESRESPONSE']._serialized_end=606
+  _globals['_GATEWAYVIEW']._serialized_start=608
+  _globals['_GATEWAYVIEW']._serialized_end=723
+  _globals['_LISTGATEWAYSREQUEST']._serialized_start=725
+  _globals['_LISTGATEWAYSREQUEST']._serialized_end=746
+  _globals['_LISTGATEWAYSRESPONSE']._serialized_start=748
+  _globals['_LISTGATEWAYSRESPONSE']._serialized_end=814
+  _globals['_NODEEVENTRECORD']._serialized_start=817
+  _globals['_NODEEVENTRECORD']._serialized_end=964
+  _globals['_NODEHISTORY']._serialized_start=966
+  _globals['_NODEHISTORY']._serialized_end=1042
+  _globals['_LISTNODEEVENTSREQUEST']._serialized_start=1044
+  _globals['_LISTNODEEVENTSREQUEST']._serialized_end=1084
+  _globals['_LISTNODEEVENTSRESPONSE']._serialized_start=1086
+  _globals['_LISTNODEEVENTSRESPONSE']._serialized_end=1156
+  _globals['_SETNODEPOLICYREQUEST']._serialized_start=1158
+  _globals['_SETNODEPOLICYREQUEST']._serialized_end=1233
+  _globals['_SETNODEPOLICYRESPONSE']._serialized_start=1235
+  _globals['_SETNODEPOLICYRESPONSE']._serialized_end=1295
+  _globals['_OPERATORSERVICELISTREGIONSREQUEST']._serialized_start=1297
+  _globals['_OPERATORSERVICELISTREGIONSREQUEST']._serialized_end=1332
+  _globals['_OPERATORSERVICELISTREGIONSRESPONSE']._serialized_start=1334
+  _globals['_OPERATORSERVICELISTREGIONSRESPONSE']._serialized_end=1412
+  _globals['_SETREGIONPOLICYREQUEST']._serialized_start=1414
+  _globals['_SETREGIONPOLICYREQUEST']._serialized_end=1488
+  _globals['_SETREGIONPOLICYRESPONSE']._serialized_start=1490
+  _globals['_SETREGIONPOLICYRESPONSE']._serialized_end=1556
+  _globals['_REVOKETOKENSREQUEST']._serialized_start=1558
+  _globals['_REVOKETOKENSREQUEST']._serialized_end=1645
+  _globals['_REVOKETOKENSRESPONSE']._serialized_start=1647
+  _globals['_REVOKETOKENSRESPONSE']._serialized_end=1719
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1721
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1745
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1747
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1823
+  _globals['_RESTORETOKENSREQUEST']._serialized_start=1825
+  _globals['_RESTORETOKENSREQUEST']._serialized_end=1859
+  _globals['_RESTORETOKENSRESPONSE']._serialized_start=1861
+  _globals['_RESTORETOKENSRESPONSE']._serialized_end=1884
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1886
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1906
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1908
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1973
+  _globals['_GETTENANTREQUEST']._serialized_start=1975
+  _globals['_GETTENANTREQUEST']._serialized_end=2009
+  _globals['_GETTENANTRESPONSE']._serialized_start=2011
+  _globals['_GETTENANTRESPONSE']._serialized_end=2073
+  _globals['_SETTENANTREQUEST']._serialized_start=2075
+  _globals['_SETTENANTREQUEST']._serialized_end=2136
+  _globals['_SETTENANTRESPONSE']._serialized_start=2138
+  _globals['_SETTENANTRESPONSE']._serialized_end=2200
+  _globals['_UNSETTENANTREQUEST']._serialized_start=2202
+  _globals['_UNSETTENANTREQUEST']._serialized_end=2256
+  _globals['_UNSETTENANTRESPONSE']._serialized_start=2258
+  _globals['_UNSETTENANTRESPONSE']._serialized_end=2279
+  _globals['_OPERATORSERVICE']._serialized_start=2282
+  _globals['_OPERATORSERVICE']._serialized_end=3428
 # @@protoc_insertion_point(module_scope)

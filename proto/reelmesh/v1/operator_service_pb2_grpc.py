@@ -81,6 +81,26 @@ class OperatorServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensResponse.FromString,
                 _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/ListTenants',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.GetTenant = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/GetTenant',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantResponse.FromString,
+                _registered_method=True)
+        self.SetTenant = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/SetTenant',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetTenantRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetTenantResponse.FromString,
+                _registered_method=True)
+        self.UnsetTenant = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/UnsetTenant',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -149,6 +169,35 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTenants(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenant(self, request, context):
+        """As it stands in the store, with the revision that a change of it compares.
+        NOT_FOUND: the tenant has no policy of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTenant(self, request, context):
+        """Every gateway of the mesh follows within a second. ABORTED, reason
+        CHANGED_MEANWHILE, where somebody else changed the policy since it was read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnsetTenant(self, request, context):
+        """The tenant is as any other from now on. NOT_FOUND and ABORTED as above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +245,26 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RestoreTokens,
                     request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListTenantsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'GetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenant,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantResponse.SerializeToString,
+            ),
+            'SetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenant,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetTenantRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetTenantResponse.SerializeToString,
+            ),
+            'UnsetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnsetTenant,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +512,114 @@ class OperatorService:
             '/reelmesh.v1.OperatorService/RestoreTokens',
             reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensRequest.SerializeToString,
             reelmesh_dot_v1_dot_operator__service__pb2.RestoreTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/ListTenants',
+            reelmesh_dot_v1_dot_operator__service__pb2.ListTenantsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/GetTenant',
+            reelmesh_dot_v1_dot_operator__service__pb2.GetTenantRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.GetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/SetTenant',
+            reelmesh_dot_v1_dot_operator__service__pb2.SetTenantRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.SetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnsetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/UnsetTenant',
+            reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

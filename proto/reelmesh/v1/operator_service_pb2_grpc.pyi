@@ -53,6 +53,17 @@ class OperatorServiceStub:
     ListRevocations: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListRevocationsRequest, _operator_service_pb2.ListRevocationsResponse]
     RestoreTokens: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RestoreTokensRequest, _operator_service_pb2.RestoreTokensResponse]
     """NOT_FOUND: no such revocation."""
+    ListTenants: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListTenantsRequest, _operator_service_pb2.ListTenantsResponse]
+    GetTenant: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetTenantRequest, _operator_service_pb2.GetTenantResponse]
+    """As it stands in the store, with the revision that a change of it compares.
+    NOT_FOUND: the tenant has no policy of its own.
+    """
+    SetTenant: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetTenantRequest, _operator_service_pb2.SetTenantResponse]
+    """Every gateway of the mesh follows within a second. ABORTED, reason
+    CHANGED_MEANWHILE, where somebody else changed the policy since it was read.
+    """
+    UnsetTenant: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.UnsetTenantRequest, _operator_service_pb2.UnsetTenantResponse]
+    """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -79,6 +90,17 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListRevocations: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListRevocationsRequest, _operator_service_pb2.ListRevocationsResponse]  # type: ignore[assignment]
     RestoreTokens: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RestoreTokensRequest, _operator_service_pb2.RestoreTokensResponse]  # type: ignore[assignment]
     """NOT_FOUND: no such revocation."""
+    ListTenants: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListTenantsRequest, _operator_service_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    GetTenant: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetTenantRequest, _operator_service_pb2.GetTenantResponse]  # type: ignore[assignment]
+    """As it stands in the store, with the revision that a change of it compares.
+    NOT_FOUND: the tenant has no policy of its own.
+    """
+    SetTenant: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetTenantRequest, _operator_service_pb2.SetTenantResponse]  # type: ignore[assignment]
+    """Every gateway of the mesh follows within a second. ABORTED, reason
+    CHANGED_MEANWHILE, where somebody else changed the policy since it was read.
+    """
+    UnsetTenant: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.UnsetTenantRequest, _operator_service_pb2.UnsetTenantResponse]  # type: ignore[assignment]
+    """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """What reelctl asks of a control plane; it has a listener of its own and wants an
@@ -156,5 +178,40 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.RestoreTokensResponse, _abc.Awaitable[_operator_service_pb2.RestoreTokensResponse]]:
         """NOT_FOUND: no such revocation."""
+
+    @_abc_1.abstractmethod
+    def ListTenants(
+        self,
+        request: _operator_service_pb2.ListTenantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListTenantsResponse, _abc.Awaitable[_operator_service_pb2.ListTenantsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTenant(
+        self,
+        request: _operator_service_pb2.GetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.GetTenantResponse, _abc.Awaitable[_operator_service_pb2.GetTenantResponse]]:
+        """As it stands in the store, with the revision that a change of it compares.
+        NOT_FOUND: the tenant has no policy of its own.
+        """
+
+    @_abc_1.abstractmethod
+    def SetTenant(
+        self,
+        request: _operator_service_pb2.SetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.SetTenantResponse, _abc.Awaitable[_operator_service_pb2.SetTenantResponse]]:
+        """Every gateway of the mesh follows within a second. ABORTED, reason
+        CHANGED_MEANWHILE, where somebody else changed the policy since it was read.
+        """
+
+    @_abc_1.abstractmethod
+    def UnsetTenant(
+        self,
+        request: _operator_service_pb2.UnsetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.UnsetTenantResponse, _abc.Awaitable[_operator_service_pb2.UnsetTenantResponse]]:
+        """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

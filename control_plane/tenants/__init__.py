@@ -1,0 +1,1 @@
+"""Tenants: what operators let each of them do."""
