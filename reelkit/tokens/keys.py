@@ -10,6 +10,10 @@ import json
 from typing import Any, Protocol
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.exceptions import PyJWTError
 
@@ -24,9 +28,27 @@ ASYMMETRIC_ALGORITHMS = frozenset(
     }
 )  # fmt: skip
 MIN_RSA_BITS = 2048
+# A check of a signature takes the longer the longer its key is: OpenSSL's own bound.
+MAX_RSA_BITS = 16384
+# An issuer has a handful; each key of a set is parsed while nothing else is done.
+MAX_KEYS = 256
 MIN_SECRET_BYTES = 32
 # Members of a JWK that hold a private or a symmetric key (RFC 7518 section 6).
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+
+# What PyJWT and cryptography raise over members that are missing or of the wrong kind.
+_UNREADABLE = (
+    PyJWTError, UnsupportedAlgorithm, ArithmeticError, AttributeError, LookupError,
+    NotImplementedError, TypeError, ValueError,
+)  # fmt: skip
+
+# Points of small order, by their y: with one as the public key anybody can sign anything.
+# RFC 7748 section 4 has the primes; an order of 8 exists on Ed25519 alone.
+_P25519 = 2**255 - 19
+_ORDER_8_Y = 2707385501144840649318225287225658788936804267575313519463743609750303021400
+_SMALL_25519 = frozenset({0, 1, _P25519 - 1, _ORDER_8_Y, _P25519 - _ORDER_8_Y})
+_P448 = 2**448 - 2**224 - 1
+_SMALL_448 = frozenset({0, 1, _P448 - 1})
 
 
 class KeySource(Protocol):
@@ -78,6 +100,8 @@ def parse_jwks(text: bytes, *, source: str) -> dict[str | None, jwt.PyJWK]:
         raise ConfigError(f'{source}: is not a JSON Web Key Set, {{"keys": [...]}}') from None
     if not isinstance(members, list) or not all(isinstance(m, dict) for m in members):
         raise ConfigError(f"{source}: keys must be a list of JSON Web Keys")
+    if len(members) > MAX_KEYS:
+        raise ConfigError(f"{source}: holds {len(members)} keys; at most {MAX_KEYS} are taken")
     keys: dict[str | None, jwt.PyJWK] = {}
     for position, member in enumerate(members):
         key = _parse_key(member, source=f"{source}: key {position}")
@@ -100,14 +124,29 @@ def _parse_key(member: dict[str, Any], *, source: str) -> jwt.PyJWK | None:
         raise ConfigError(f"{source}: is private or symmetric; a key set holds public keys only")
     if member.get("use", "sig") != "sig":
         return None
+    if not isinstance(member.get("kid", ""), str):
+        raise ConfigError(f"{source}: its kid is not a string")
+    named = member.get("alg")
+    if named is not None and (not isinstance(named, str) or named not in ASYMMETRIC_ALGORITHMS):
+        return None
     try:
         key = jwt.PyJWK(member)
         if key.algorithm_name not in ASYMMETRIC_ALGORITHMS:
             return None
         # Also checks that an EC key lies on the curve of its algorithm.
         material = key.Algorithm.prepare_key(key.key)
-    except (PyJWTError, ValueError, TypeError):
+    except _UNREADABLE:
         return None
-    if isinstance(material, RSAPublicKey) and material.key_size < MIN_RSA_BITS:
-        raise ConfigError(f"{source}: RSA keys have at least {MIN_RSA_BITS} bits")
+    if isinstance(material, RSAPublicKey) and not MIN_RSA_BITS <= material.key_size <= MAX_RSA_BITS:
+        raise ConfigError(f"{source}: RSA keys have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
+    if isinstance(material, Ed25519PublicKey | Ed448PublicKey) and _of_small_order(material):
+        raise ConfigError(f"{source}: is a point of small order, which anybody can sign for")
     return key
+
+
+def _of_small_order(key: Ed25519PublicKey | Ed448PublicKey) -> bool:
+    encoded = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    if isinstance(key, Ed25519PublicKey):
+        # The highest bit is the sign of x; y may stand unreduced.
+        return int.from_bytes(encoded, "little") % 2**255 % _P25519 in _SMALL_25519
+    return int.from_bytes(encoded[:-1], "little") % _P448 in _SMALL_448

@@ -7,9 +7,11 @@ not understood is refused.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import jwt
 from jwt.exceptions import InvalidSignatureError, PyJWTError
-from jwt.utils import base64url_decode
 
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
@@ -32,6 +33,8 @@ from reelkit.tokens.sources import LoaderOf, open_key_source
 MAX_REMEMBERED = 4096
 MAX_SUBJECT_CHARS = 256
 _SCHEME = "bearer "
+# Three parts of base64url without padding (RFC 7515 section 7.1).
+_COMPACT = re.compile(rb"([A-Za-z0-9_-]*)\.([A-Za-z0-9_-]*)\.([A-Za-z0-9_-]*)")
 
 Claims: TypeAlias = dict[str, Any]
 I = TypeVar("I", bound=IssuerSettings)  # noqa: E741 - the issuer
@@ -139,7 +142,7 @@ class JwtVerifier(Generic[I, C]):
             raise errors.MissingToken(
                 "Authorization must be of the Bearer scheme: Authorization: Bearer <token>"
             )
-        text = authorization[len(_SCHEME) :].strip()
+        text = authorization[len(_SCHEME) :].strip(" ")
         if not text:
             raise errors.MissingToken("the token after Bearer is empty")
         limit = self._settings.max_token_bytes
@@ -200,11 +203,14 @@ class JwtVerifier(Generic[I, C]):
         if expires_s is None:
             raise errors.BadClaims("the token has no expiry (exp)")
         not_before_s = max(_time(claims, "nbf") or -math.inf, _time(claims, "iat") or -math.inf)
-        jti, subject = claims.get("jti"), claims.get(issuer.subject_claim)
+        jti, subject = claims.get("jti", ""), claims.get(issuer.subject_claim)
+        if not isinstance(jti, str):
+            # It could not be revoked by its id.
+            raise errors.BadClaims("the token's jti is not a string")
         facts = TokenFacts(
             issuer=issuer.issuer,
             subject=subject if isinstance(subject, str) else "",
-            jti=jti if isinstance(jti, str) else "",
+            jti=jti,
             issued_s=_time(claims, "iat") or -math.inf,
         )
         return _Verdict(self._read(claims, issuer), expires_s, not_before_s, generation, facts)
@@ -212,10 +218,10 @@ class JwtVerifier(Generic[I, C]):
 
 def _peek(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and claims, not yet vouched for."""
-    header_part, claims_part, _signature = token.split(b".")
     try:
-        header = json.loads(base64url_decode(header_part))
-        claims = json.loads(base64url_decode(claims_part))
+        header_part, claims_part, _signature = map(_decoded, _parts(token))
+        header = json.loads(header_part, object_pairs_hook=_members)
+        claims = json.loads(claims_part, object_pairs_hook=_members)
     except (ValueError, RecursionError):
         raise errors.MalformedToken("the token is not a signed JWT") from None
     if not isinstance(header, dict) or not isinstance(claims, dict):
@@ -227,6 +233,29 @@ def _peek(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(header.get("kid", ""), str):
         raise errors.MalformedToken("the token's kid is not a string")
     return header, claims
+
+
+def _parts(token: bytes) -> tuple[bytes, ...]:
+    found = _COMPACT.fullmatch(token)
+    if found is None:
+        raise ValueError("not in compact form")
+    return found.groups()
+
+
+def _decoded(part: bytes) -> bytes:
+    """Its bytes, where it is the one way to write them: a token has no second spelling."""
+    decoded = base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4))
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != part:
+        raise ValueError("not canonical base64url")
+    return decoded
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; one that says a name twice reads differently to different readers."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a name is there twice")
+    return members
 
 
 def _time(claims: Claims, name: str) -> float | None:

@@ -23,6 +23,7 @@ from gateway.edge_http.api import build_http_app, http_runner
 from gateway.fake_application import FakeApplication
 from reelkit.clock import SystemClock
 from reelkit.rpc import listen
+from reelkit.tokens.sources import LoaderOf
 from tests.support.tokens import TokenIssuer
 
 
@@ -65,19 +66,26 @@ async def serve_edges(
     application: VideoApplication | None = None,
     idle_timeout_s: float = 75.0,
     strangers: StrangerConfig | None = None,
+    jwks_url: str | None = None,
+    loader_of: LoaderOf | None = None,
 ) -> AsyncIterator[Edges]:
     clock = SystemClock()
     config = config or EdgeConfig()
     issuer = TokenIssuer()
-    jwks = issuer.write_jwks(tmp_path / "jwks.json")
-    auth = AuthConfig(
-        issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, jwks_file=jwks),)
+    keys = (
+        {"jwks_url": jwks_url}
+        if jwks_url
+        else {"jwks_file": issuer.write_jwks(tmp_path / "jwks.json")}
     )
+    auth = AuthConfig(
+        issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, **keys),)
+    )
+    verifier = TokenVerifier(auth, clock=clock, loader_of=loader_of)
     application = application or FakeApplication(clock=clock, hold=hold)
     registry = CollectorRegistry()
     common = {
         "application": application,
-        "door": Door(TokenVerifier(auth, clock=clock), strangers or auth.strangers, clock=clock),
+        "door": Door(verifier, strangers or auth.strangers, clock=clock),
         "metrics": EdgeMetrics(registry),
         "config": config,
         "clock": clock,
