@@ -60,6 +60,13 @@ class RunConfig(Settings):
         description="Jobs that may wait in this gateway; more are refused with the predicted wait. "
         "1,000 jobs of 30 s keep ten GPUs busy for 50 minutes.",
     )
+    interactive_share: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="Part of max_waiting that batch jobs leave free, so that a queue full of them "
+        "still takes what somebody waits for; a tenth is minutes of work.",
+    )
     max_tries: int = Field(
         default=3,
         ge=1,

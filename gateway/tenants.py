@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final, Protocol
 
 from reelmesh.v1 import tenant_pb2
 
+MIN_WEIGHT: Final = 1e-3
 EVERYBODY: Final = "*"
 """The policy of tenants that have none of their own."""
 
@@ -17,6 +19,12 @@ class Policies(Protocol):
     def of(self, tenant: str) -> tenant_pb2.TenantPolicy:
         """The policy that holds; not to be changed. Nothing is limited where there is none."""
         ...
+
+
+def weight_of(policy: tenant_pb2.TenantPolicy) -> float:
+    """A tenant's part of the machines beside others; 1 where none is set, or none that can be."""
+    weight = policy.weight if policy.HasField("weight") else 1.0
+    return weight if MIN_WEIGHT <= weight < math.inf else 1.0
 
 
 class TenantPolicies:

@@ -22,6 +22,7 @@ from typing import Any, cast
 from benchmarks.support.virtual_time import Signal, VirtualTime
 from gateway.fleet.node_link import BUSY_HOLD_S, NodeLink
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.order import Standing
 from gateway.fleet.placement import Ask, ModelKey, NodeView
 from gateway.fleet.waiting import WAIT_SLACK_S, WaitingRoom
 from reelkit.tasks import TaskScope
@@ -262,7 +263,7 @@ class SimGateway:
 
     async def serve(self, job: Job) -> None:
         """What gateway/core/runner.py does with a job, as far as placement goes."""
-        ticket = self.room.enter(job.id, Ask(MODEL, job.units), _nobody_listens)
+        ticket = self.room.enter(job.id, Ask(MODEL, job.units), Standing(), _nobody_listens)
         while True:
             seen = cast("SeenNode", await self.room.place(ticket))
             link = cast("NodeLink", seen)

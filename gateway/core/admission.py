@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,14 +25,15 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.order import Standing
 from gateway.fleet.placement import serving, typical_speed
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
-from gateway.priority import check_priority, granted
-from gateway.tenants import Policies
+from gateway.priority import check_priority, granted, rank
+from gateway.tenants import Policies, weight_of
 from gateway.validation.fields import check_options, number
 from gateway.validation.policy import resolve_within
 from gateway.validation.request import resolve
@@ -49,9 +51,11 @@ class Outlook:
     model: tuple[str, str]
     units: float
     wait_s: float | None
-    """None: this region cannot take it now."""
+    """Of a job of its priority; None: this region cannot take it now."""
     units_per_second: float
     """Of a typical worker; 0 where it is not known."""
+    rank: int
+    """Of its priority."""
 
 
 class Admission:
@@ -145,7 +149,8 @@ class Admission:
             if standing is not None:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
-        resolved = self._admit(policy, spec, options, violations, unfit)
+        urgency = self._standing(caller, options)
+        resolved = self._admit(policy, spec, urgency, violations, unfit)
         record = records.new_record(
             video_id=self._ids.draw(),
             region=self._region,
@@ -262,8 +267,23 @@ class Admission:
             self._lifetimes.keep(execution)
         return execution.video()
 
+    def _standing(self, caller: Caller, options: video_service_pb2.CreateOptions) -> Standing:
+        """How a job of these options would stand in line."""
+        now_s, policy = self._clock.monotonic(), self._policies.of(caller.tenant)
+        timed = options.HasField("deadline_s")
+        return Standing(
+            tenant=caller.tenant,
+            rank=rank(granted(options.priority, policy)),
+            weight=weight_of(policy),
+            deadline_at_s=now_s + options.deadline_s if timed else math.inf,
+            came_at_s=now_s,
+        )
+
     def outlook(
-        self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
     ) -> Outlook | None:
         """What the request would find here; None where it is wrong or nothing can be said."""
         catalog = self._fleet.catalog()
@@ -273,19 +293,21 @@ class Admission:
             resolved = resolve(spec, catalog, drawn_seed=0, violations=[], unfit={})
         except GatewayError:
             return None
-        ask = ask_of(resolved)
+        ask, standing = ask_of(resolved), self._standing(caller, options)
         able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
-        wait_s = self._waiting.predicted_wait_s(ask.model)
+        wait_s = self._waiting.predicted_wait_s(ask.model, standing)
         late = options.HasField("deadline_s") and (wait_s or 0.0) > options.deadline_s
-        if self._waiting.full(coming=self._begins) or self._lifetimes.draining or late:
+        full = self._waiting.full(standing, coming=self._begins)
+        if full or self._lifetimes.draining or late:
             wait_s = None
-        return Outlook(ask.model, ask.units, wait_s, typical_speed(able) if able else 0.0)
+        speed = typical_speed(able) if able else 0.0
+        return Outlook(ask.model, ask.units, wait_s, speed, standing.rank)
 
     def _admit(
         self,
         policy: tenant_pb2.TenantPolicy,
         spec: video_pb2.VideoSpec,
-        options: video_service_pb2.CreateOptions,
+        standing: Standing,
         violations: list[FieldViolation],
         unfit: Mapping[str, int],
     ) -> video_pb2.ResolvedSpec:
@@ -303,21 +325,22 @@ class Admission:
             unfit=unfit,
         )
         model = (resolved.model, resolved.model_version)
-        wait_s = self._waiting.predicted_wait_s(model)
+        wait_s = self._waiting.predicted_wait_s(model, standing)
         if wait_s is None:
             raise Unavailable(
                 f"no ready node serves {resolved.model} {resolved.model_version} now",
                 retry_after_s=5.0,
             )
-        if self._waiting.full(coming=self._begins):
+        if self._waiting.full(standing, coming=self._begins):
             raise ResourceExhausted(
                 f"{len(self._waiting)} videos wait already; come back in {wait_s:.0f} s",
                 retry_after_s=max(wait_s, 1.0),
             )
-        if options.HasField("deadline_s") and wait_s > options.deadline_s:
+        deadline_s = standing.deadline_at_s - standing.came_at_s
+        if wait_s > deadline_s:
             raise ResourceExhausted(
                 f"the predicted wait of {wait_s:.0f} s passes the deadline of "
-                f"{number(options.deadline_s)} s",
+                f"{number(round(deadline_s, 3))} s",
                 retry_after_s=max(wait_s, 1.0),
             )
         return resolved

@@ -201,6 +201,9 @@ def _routing(ground: _Ground, links: NodeLinks) -> tuple[Fleet, WaitingRoom]:
         clock=ground.clock,
         scope=ground.scope,
         max_waiting=ground.config.runs.max_waiting,
+        kept_for_interactive=int(
+            ground.config.runs.max_waiting * ground.config.runs.interactive_share
+        ),
     )
     links.on_change = fleet.link_changed
     fleet.on_change = waiting.pump
@@ -271,6 +274,7 @@ def _executions(
     return Executions(
         fleet=fleet,
         waiting=waiting,
+        policies=ground.policies,
         new_bytes=new_bytes,
         clock=ground.clock,
         max_lifetime_s=config.runs.max_lifetime_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -10,10 +11,13 @@ from reelmesh.v1 import job_service_pb2, video_pb2
 from gateway.core.execution import Execution
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.order import Standing
 from gateway.fleet.placement import Ask, work_units
 from gateway.fleet.waiting import Ticket, WaitingRoom
 from gateway.output.event_log import EventLog
 from gateway.output.spool import VideoBytes
+from gateway.priority import rank
+from gateway.tenants import Policies, weight_of
 from reelkit.clock import Clock
 
 # A node tells its status within milliseconds of being heard of, or is not there.
@@ -31,6 +35,7 @@ class Executions:
     """Makes executions from records.
 
     Args:
+        policies: Where tenants' weights are looked up.
         new_bytes: Makes the spool of an attempt.
         max_lifetime_s: Deadline of a job that names none, from its admission.
     """
@@ -40,26 +45,30 @@ class Executions:
         *,
         fleet: Fleet,
         waiting: WaitingRoom,
+        policies: Policies,
         new_bytes: Callable[[], VideoBytes],
         clock: Clock,
         max_lifetime_s: float,
     ) -> None:
         self._fleet = fleet
         self._waiting = waiting
+        self._policies = policies
         self._new_bytes = new_bytes
         self._clock = clock
         self._max_lifetime_s = max_lifetime_s
 
     def admitted(self, record: job_service_pb2.JobRecord) -> Execution:
         """A new job; it stands in line, or has a node, when this returns."""
-        ask, log = ask_of(record.video.spec), self._log(record)
-        ticket = self._waiting.enter(record.video.id, ask, log.requeue)
+        ask, standing = ask_of(record.video.spec), self._standing(record)
+        log = self._log(record, standing)
+        ticket = self._waiting.enter(record.video.id, ask, standing, log.requeue)
         return self._execution(record, log, ticket)
 
     def adopted(self, record: job_service_pb2.JobRecord) -> Execution:
         """One whose former owner is gone; it goes on at the node that still runs it."""
-        ask, log = ask_of(record.video.spec), self._log(record)
-        ticket = self._waiting.ticket(record.video.id, ask, log.requeue)
+        ask, standing = ask_of(record.video.spec), self._standing(record)
+        log = self._log(record, standing)
+        ticket = self._waiting.ticket(record.video.id, ask, standing, log.requeue)
         execution = self._execution(record, log, ticket)
         execution.adopted_from = self._runs_at(record)
         # Whoever cancels it before its run begins anew must reach that node.
@@ -76,12 +85,26 @@ class Executions:
         while not self._fleet.sighted and self._clock.monotonic() < give_up_s:
             await self._clock.sleep(SIGHT_EVERY_S)
 
-    def _log(self, record: job_service_pb2.JobRecord) -> EventLog:
+    def _standing(self, record: job_service_pb2.JobRecord) -> Standing:
+        now_s, wall_s = self._clock.monotonic(), self._clock.wall()
+        deadline_at_s = math.inf
+        if record.HasField("deadline"):
+            deadline_at_s = now_s + record.deadline.ToNanoseconds() / 1e9 - wall_s
+        age_s = max(wall_s - record.video.created_at.ToNanoseconds() / 1e9, 0.0)
+        return Standing(
+            tenant=record.tenant,
+            rank=rank(record.video.priority),
+            weight=weight_of(self._policies.of(record.tenant)),
+            deadline_at_s=deadline_at_s,
+            came_at_s=now_s - age_s,
+        )
+
+    def _log(self, record: job_service_pb2.JobRecord, standing: Standing) -> EventLog:
         model = ask_of(record.video.spec).model
         queued = video_pb2.QueuedEvent(
-            position=self._waiting.ahead(model),
+            position=self._waiting.ahead(model, standing),
             # None, and so unset, where the last node went since it was admitted.
-            eta_s=self._waiting.predicted_wait_s(model),
+            eta_s=self._waiting.predicted_wait_s(model, standing),
             durable=record.video.durable,
             spec=record.video.spec,
         )

@@ -106,7 +106,7 @@ class NewVideos:
         unfit: Mapping[str, int],
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
-        outlook = None if caller.hops or unfit else self._home.outlook(spec, options)
+        outlook = None if caller.hops or unfit else self._home.outlook(caller, spec, options)
         request = _Request(caller, spec, options, streamed, unfit, outlook)
         if caller.hops:
             # Another region sent it: whatever was said of its key before, it is made here.
@@ -219,6 +219,7 @@ class NewVideos:
             units=request.outlook.units,
             local_wait_s=request.outlook.wait_s,
             local_speed=request.outlook.units_per_second,
+            rank=request.outlook.rank,
         )
         return self._regions.link(chosen) if chosen not in (None, self._region) else None
 

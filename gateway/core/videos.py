@@ -27,6 +27,7 @@ from gateway.errors import (
     VideoNotFound,
 )
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.order import Standing
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs.ids import not_here, region_of
 from gateway.jobs.records import no_bytes
@@ -116,10 +117,13 @@ class Videos:
         return await self._jobs.supersede(caller.tenant, video_id, keep_s=keep_s)
 
     def outlook(
-        self, spec: video_pb2.VideoSpec, options: video_service_pb2.CreateOptions
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
     ) -> Outlook | None:
         """See :meth:`gateway.core.admission.Admission.outlook`."""
-        return self._admission.outlook(spec, options)
+        return self._admission.outlook(caller, spec, options)
 
     # --- read ---
 
@@ -266,11 +270,14 @@ class Videos:
         ]
 
     def predicted_wait_s(self) -> float:
-        """Seconds that a job for the default model would wait now; 0 where none serves it."""
+        """Seconds that an interactive job for the default model would wait now.
+
+        0 where no node serves it.
+        """
         catalog = self._fleet.catalog()
         for info in catalog.models:
             if info.name == catalog.default_model:
-                return self._waiting.predicted_wait_s((info.name, info.version)) or 0.0
+                return self._waiting.predicted_wait_s((info.name, info.version), Standing()) or 0.0
         return 0.0
 
     def ready(self) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""Where admitted jobs wait for a node: first come, first placed, per model version.
+"""Where admitted jobs wait for a node, per model version, in :mod:`gateway.fleet.order`.
 
 Nothing polls. A job is placed when it arrives or when something that may matter
 happened: a node's status, a node coming up, a run that ended. Jobs that come back
@@ -8,7 +8,6 @@ happened: a node's status, a node coming up, a run that ended. Jobs that come ba
 from __future__ import annotations
 
 import asyncio
-import bisect
 import itertools
 import random
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from reelmesh.v1 import node_service_pb2
 
 from gateway.fleet.node_link import BUSY_HOLD_S, NodeLink
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.order import Line, Place, Standing
 from gateway.fleet.placement import (
     Ask,
     ModelKey,
@@ -29,6 +29,7 @@ from gateway.fleet.placement import (
     serving,
     typical_speed,
 )
+from gateway.priority import BATCH, rank
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 
@@ -39,14 +40,17 @@ WAIT_SLACK_S = 0.25
 _TELL_EVERY_S = 0.25
 
 
-@dataclass(eq=False, slots=True)
-class Ticket:
+OnPosition = Callable[[int, float | None], None]
+_BATCH_RANK = rank(BATCH)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Ticket(Place):
     """A job's place in the line."""
 
     job_id: str
-    order: int
     ask: Ask
-    on_position: Callable[[int, float | None], None]
+    on_position: OnPosition
     """Called with jobs ahead and predicted seconds (None: no node serves the model)."""
     placed: asyncio.Future[NodeLink] | None = field(default=None)
     most_wait_s: float | None = None
@@ -54,7 +58,12 @@ class Ticket:
 
 
 class WaitingRoom:
-    """The gateway's bounded queue in front of the region's nodes."""
+    """The gateway's bounded queue in front of the region's nodes.
+
+    Args:
+        max_waiting: Jobs that may wait in all.
+        kept_for_interactive: Of these, places that batch jobs leave free.
+    """
 
     def __init__(
         self,
@@ -63,15 +72,17 @@ class WaitingRoom:
         clock: Clock,
         scope: TaskScope,
         max_waiting: int,
+        kept_for_interactive: int = 0,
         rng: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
         self._clock = clock
         self._scope = scope
         self._max_waiting = max_waiting
+        self._kept = kept_for_interactive
         self._rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
-        self._orders = itertools.count()
-        self._lines: dict[ModelKey, list[Ticket]] = {}
+        self._numbers = itertools.count()
+        self._lines: dict[ModelKey, Line[Ticket]] = {}
         self._unserved: set[ModelKey] = set()
         self._telling = False
         self._closed = False
@@ -91,44 +102,52 @@ class WaitingRoom:
         """Model versions that somebody waits for."""
         return len(self._lines)
 
-    def ahead(self, model: ModelKey) -> int:
-        """Jobs that a new one would wait behind."""
-        return len(self._lines.get(model, ()))
+    def ahead(self, model: ModelKey, standing: Standing) -> int:
+        """About how many jobs a new one would wait behind."""
+        line = self._lines.get(model)
+        return 0 if line is None else line.ahead(standing)[0]
 
-    def full(self, *, coming: int = 0) -> bool:
+    def full(self, standing: Standing, *, coming: int = 0) -> bool:
         """Whether one more job is one too many, with those that are about to enter."""
-        return len(self) + coming >= self._max_waiting
+        limit = self._max_waiting
+        if standing.rank >= _BATCH_RANK:
+            limit = max(limit - self._kept, 1)
+        return len(self) + coming >= limit
 
-    def predicted_wait_s(self, model: ModelKey) -> float | None:
+    def predicted_wait_s(self, model: ModelKey, standing: Standing) -> float | None:
         """Seconds until a job admitted now would start; None: no node serves the model."""
-        queued = sum(ticket.ask.units for ticket in self._lines.get(model, ()))
+        line = self._lines.get(model)
+        queued = 0.0 if line is None else line.ahead(standing)[1]
         views = self._fleet.views(self._clock.monotonic())
         return predicted_wait_s(views, model, queued_units=queued)
 
     # --- in and out ---
 
-    def enter(
-        self, job_id: str, ask: Ask, on_position: Callable[[int, float | None], None]
-    ) -> Ticket:
-        """Takes a place at the end of the line, and a node at once where one is free.
+    def enter(self, job_id: str, ask: Ask, standing: Standing, on_position: OnPosition) -> Ticket:
+        """Takes its place in the line, and a node at once where one is free.
 
         Follow with :meth:`place`, or with :meth:`abandon` where that is never awaited.
         """
-        ticket = self.ticket(job_id, ask, on_position)
+        ticket = self.ticket(job_id, ask, standing, on_position)
         self._stand(ticket)
         return ticket
 
-    def ticket(
-        self, job_id: str, ask: Ask, on_position: Callable[[int, float | None], None]
-    ) -> Ticket:
-        """A place at the end of the line that is taken once somebody asks for a node."""
-        return Ticket(job_id, next(self._orders), ask, on_position)
+    def ticket(self, job_id: str, ask: Ask, standing: Standing, on_position: OnPosition) -> Ticket:
+        """A place in the line that is taken once somebody asks for a node."""
+        return Ticket(
+            standing=standing,
+            units=ask.units,
+            number=next(self._numbers),
+            job_id=job_id,
+            ask=ask,
+            on_position=on_position,
+        )
 
     def _stand(self, ticket: Ticket) -> None:
         future: asyncio.Future[NodeLink] = asyncio.get_running_loop().create_future()
         ticket.placed = future
-        line = self._lines.setdefault(ticket.ask.model, [])
-        bisect.insort(line, ticket, key=lambda other: other.order)
+        line = self._lines.setdefault(ticket.ask.model, Line())
+        line.add(ticket)
         # Those before it may be held by rules that do not hold this one.
         self.pump()
         if ticket in line:
@@ -155,8 +174,8 @@ class WaitingRoom:
     def abandon(self, ticket: Ticket) -> None:
         """Gives up a place in the line, or the node that it brought and nobody took."""
         placed, ticket.placed = ticket.placed, None
-        line = self._lines.get(ticket.ask.model, [])
-        if ticket in line:
+        line = self._lines.get(ticket.ask.model)
+        if line is not None and ticket in line:
             line.remove(ticket)
             self._forget_empty_lines()
             self._tell_soon()
@@ -181,27 +200,30 @@ class WaitingRoom:
         """Places every waiting job that can be placed now; called on every change."""
         if self._closed:
             return
-        now_s = self._clock.monotonic()
-        views: list[NodeView] | None = None
         for model, line in self._lines.items():
-            for ticket in tuple(line):
-                if ticket.placed is None or ticket.placed.done():
-                    # Cancelled, and about to leave the line.
-                    continue
-                if views is None:
-                    views = self._fleet.views(now_s)
-                link = self._try(ticket, views)
-                if link is not None:
-                    line.remove(ticket)
-                    ticket.placed.set_result(link)
-                    views = None
-                    self._tell_soon()
-                    continue
-                self._note_served(model, views)
-                if not ticket.ask.avoid:
-                    # What cannot take this one cannot take any behind it.
-                    break
+            while self._place_next(model, line):
+                self._tell_soon()
         self._forget_empty_lines()
+
+    def _place_next(self, model: ModelKey, line: Line[Ticket]) -> bool:
+        """Places the first of the line that can be; False where none can."""
+        views: list[NodeView] | None = None
+        for ticket in line:
+            if ticket.placed is None or ticket.placed.done():
+                # Cancelled, and about to leave the line.
+                continue
+            if views is None:
+                views = self._fleet.views(self._clock.monotonic())
+            link = self._try(ticket, views)
+            if link is not None:
+                line.serve(ticket)
+                ticket.placed.set_result(link)
+                return True
+            self._note_served(model, views)
+            if not ticket.ask.avoid:
+                # What cannot take this one cannot take any behind it.
+                break
+        return False
 
     def _note_served(self, model: ModelKey, views: list[NodeView]) -> None:
         """Those who wait are told when the last node went, and when one is back."""

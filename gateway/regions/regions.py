@@ -114,6 +114,7 @@ class Regions:
         units: float,
         local_wait_s: float | None,
         local_speed: float,
+        rank: int = 0,
     ) -> str | None:
         """The region that should make a new video; None: none can.
 
@@ -122,6 +123,7 @@ class Regions:
             units: Its work.
             local_wait_s: Predicted wait here; None: this region does not serve the model.
             local_speed: Of a typical worker here; 0 where it is not known.
+            rank: Of its priority; 0 goes first, everywhere.
         """
         able = local_wait_s is not None and not self.draining
         local = Offer(
@@ -134,7 +136,7 @@ class Regions:
         back_s = None if self._back_at_s is None else self._clock.monotonic() - self._back_at_s
         return choose_region(
             local,
-            [self._offer(link, model) for link in self._links.values()],
+            [self._offer(link, model, rank) for link in self._links.values()],
             units=units,
             margin_s=self.margin_s,
             share=local_share(back_for_s=back_s),
@@ -148,13 +150,14 @@ class Regions:
             self._back_at_s = None
         self._was_able = able
 
-    def _offer(self, link: RegionLink, model: tuple[str, str]) -> Offer:
+    def _offer(self, link: RegionLink, model: tuple[str, str], rank: int) -> Offer:
         for each in link.load.models if link.load is not None else ():
             if (each.model.name, each.model.version) == model and each.ready_workers:
+                batch = rank > 0 and each.HasField("predicted_batch_wait_s")
                 return Offer(
                     link.region,
                     self.state(link),
-                    each.predicted_wait_s,
+                    each.predicted_batch_wait_s if batch else each.predicted_wait_s,
                     each.units_per_second,
                     link.round_trip_s,
                 )

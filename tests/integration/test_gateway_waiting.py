@@ -4,6 +4,7 @@ import asyncio
 
 from reelmesh.v1 import video_pb2
 
+from gateway.fleet.order import Standing
 from gateway.fleet.placement import Ask, NodeView
 from gateway.fleet.waiting import WaitingRoom
 from reelkit.clock import ManualClock
@@ -53,13 +54,15 @@ async def test_a_line_is_forgotten_when_its_last_has_left():
         waiting = WaitingRoom(fleet=NoFleet(), clock=ManualClock(), scope=scope, max_waiting=1000)
         for version in range(100):
             ask = Ask(model=("wan", str(version)), units=1.0)
-            tickets = [waiting.enter(f"{version}-{i}", ask, told.append) for i in range(2)]
-            assert waiting.ahead(ask.model) == 2
+            tickets = [
+                waiting.enter(f"{version}-{i}", ask, Standing(), told.append) for i in range(2)
+            ]
+            assert waiting.ahead(ask.model, Standing()) == 2
             for ticket in tickets:
                 waiting.abandon(ticket)
             # Twice is as good as once: an ending may come after a cancel.
             waiting.abandon(tickets[0])
-            assert waiting.ahead(ask.model) == 0
+            assert waiting.ahead(ask.model, Standing()) == 0
         assert len(waiting) == waiting.lines == 0
 
 
@@ -93,7 +96,9 @@ async def test_each_line_is_told_when_its_last_node_goes_and_when_one_is_back():
         waiting = WaitingRoom(fleet=fleet, clock=clock, scope=scope, max_waiting=10)
         for model in models:
             ask = Ask(model=model, units=1.0)
-            waiting.enter(model[0], ask, lambda *of, name=model[0]: told.update({name: of}))
+            waiting.enter(
+                model[0], ask, Standing(), lambda *of, name=model[0]: told.update({name: of})
+            )
         for there, wait_s in ((True, 5.0), (False, None), (True, 5.0)):
             fleet.there = there
             waiting.pump()

@@ -355,11 +355,14 @@ class ModelLoad(_message.Message):
     PREDICTED_WAIT_S_FIELD_NUMBER: _builtins.int
     READY_WORKERS_FIELD_NUMBER: _builtins.int
     UNITS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PREDICTED_BATCH_WAIT_S_FIELD_NUMBER: _builtins.int
     predicted_wait_s: _builtins.float
-    """Seconds until a job admitted now would start."""
+    """Seconds until an interactive job admitted now would start."""
     ready_workers: _builtins.int
     units_per_second: _builtins.float
     """Work units a second of one typical worker."""
+    predicted_batch_wait_s: _builtins.float
+    """Seconds until a batch job would; unset: as long as an interactive one."""
     @_builtins.property
     def model(self) -> _node_pb2.ModelVersion: ...
     def __init__(
@@ -369,12 +372,15 @@ class ModelLoad(_message.Message):
         predicted_wait_s: _builtins.float = ...,
         ready_workers: _builtins.int = ...,
         units_per_second: _builtins.float = ...,
+        predicted_batch_wait_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_batch_wait_s", b"_predicted_batch_wait_s", "model", b"model", "predicted_batch_wait_s", b"predicted_batch_wait_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "predicted_wait_s", b"predicted_wait_s", "ready_workers", b"ready_workers", "units_per_second", b"units_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_batch_wait_s", b"_predicted_batch_wait_s", "model", b"model", "predicted_batch_wait_s", b"predicted_batch_wait_s", "predicted_wait_s", b"predicted_wait_s", "ready_workers", b"ready_workers", "units_per_second", b"units_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__predicted_batch_wait_s: _TypeAlias = _typing.Literal["predicted_batch_wait_s"]  # noqa: Y015
+    _WhichOneofArgType__predicted_batch_wait_s: _TypeAlias = _typing.Literal["_predicted_batch_wait_s", b"_predicted_batch_wait_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_batch_wait_s) -> _WhichOneofReturnType__predicted_batch_wait_s | None: ...
 
 Global___ModelLoad: _TypeAlias = ModelLoad  # noqa: Y015
 
