@@ -13,7 +13,7 @@ import argparse
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -112,6 +112,13 @@ def script(total_bytes: int) -> tuple[bytes, ...]:
     )
 
 
+def completed_event(data: bytes, *, attempt: int) -> video_pb2.CompletedEvent:
+    """The end of a run that brought these bytes."""
+    event = _completed(len(data), hashlib.sha256(data).hexdigest())
+    event.attempt = attempt
+    return event
+
+
 def _completed(total_bytes: int, sha256: str) -> video_pb2.CompletedEvent:
     return video_pb2.CompletedEvent(
         sha256=sha256,
@@ -152,19 +159,33 @@ async def cancel(_request: bytes, _context: aio.ServicerContext[bytes, bytes]) -
     return node_service_pb2.CancelResponse(found=False).SerializeToString()
 
 
-async def attach(control_plane: str, address: str) -> None:
-    """Keeps the node in the fleet for as long as the process lives."""
+async def attach(
+    control_plane: str,
+    address: str,
+    *,
+    region: str = "bench",
+    status: Callable[[], node_pb2.NodeStatus] = status,
+) -> None:
+    """Keeps a node in the fleet for as long as the process lives.
+
+    Args:
+        control_plane: Whose fleet.
+        address: Where the node is reached.
+        region: Its own.
+        status: What it is now; its id and its life are taken from the first.
+    """
+    first = status()
 
     async def reports() -> AsyncIterator[control_plane_service_pb2.AttachRequest]:
         yield control_plane_service_pb2.AttachRequest(
             hello=control_plane_service_pb2.NodeHello(
-                node_id=NODE_ID,
-                region="bench",
+                node_id=first.node_id,
+                region=region,
                 address=address,
-                incarnation="instant",
+                incarnation=first.incarnation,
                 models=[MODEL],
                 pid=os.getpid(),
-                status=status(),
+                status=first,
             )
         )
         while True:

@@ -1,4 +1,8 @@
-"""A one-region site around the instant node: etcd, control plane, gateway, and the peers."""
+"""Parts of a site that is measured: etcd, control plane, gateways, nodes, and the peers.
+
+:func:`start_gateway_site` starts the one around the instant node; the other functions start
+parts one by one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import datetime as dt
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,17 +48,18 @@ async def start_gateway_site(folder: Path) -> AsyncIterator[GatewaySite]:
     """Starts the real parts and the instant node; stops every process when left."""
     async with contextlib.AsyncExitStack() as stack:
         with free_ports() as ports:
-            plan = _plan(folder, ports)
+            plan = plan_site(folder, ports)
             nginx_port, envoy_port = next(ports), next(ports)
         token = write_keys(folder / "keys", now=dt.datetime.now(dt.UTC)).user
         children = {}
         for part in plan.of_role("etcd", "control-plane", "gateway"):
-            children[part.role] = await _start(stack, part, folder)
+            children[part.role] = await start_part(stack, part, folder)
         region = plan.regions["bench"]
-        node_ready = folder / "run" / "instant-node.json"
-        await _start(stack, _instant_node(region.control_plane, node_ready), folder)
-        node = json.loads(node_ready.read_text())["grpc"]
-        await _until_ready(region.http)
+        started = await start_node(
+            stack, folder, "benchmarks.support.instant_node", control_plane=region.control_plane
+        )
+        node = started["grpc"]
+        await until_ready(region.http)
         peers, missing = {}, []
         commands = {
             "nginx": (nginx_port, nginx_command(folder, node=node, port=nginx_port)),
@@ -74,8 +80,7 @@ async def start_gateway_site(folder: Path) -> AsyncIterator[GatewaySite]:
                 missing.append(name)
                 continue
             address = f"127.0.0.1:{port}"
-            child = await _start(stack, _peer(name, address, argv), folder)
-            await _until_listening(address)
+            child = await start_program(stack, folder, name, argv, address=address)
             peers[name] = (address, child.pid)
         yield GatewaySite(
             node=node,
@@ -87,7 +92,21 @@ async def start_gateway_site(folder: Path) -> AsyncIterator[GatewaySite]:
         )
 
 
-def _plan(folder: Path, ports: AsyncIterator[int] | object) -> topology.MeshPlan:
+def plan_site(
+    folder: Path,
+    ports: Iterator[int],
+    *,
+    gateways: int = 1,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> topology.MeshPlan:
+    """Plans etcd, a control plane and gateways of the region ``bench``, and writes their files.
+
+    Args:
+        folder: For everything; it exists.
+        ports: Free ports.
+        gateways: How many.
+        settings: Changes of the processes' settings by role, section by section.
+    """
     for name in ("config", "run", "logs"):
         (folder / name).mkdir(exist_ok=True)
     beside_python = str(Path(sys.executable).parent)
@@ -98,44 +117,83 @@ def _plan(folder: Path, ports: AsyncIterator[int] | object) -> topology.MeshPlan
         topology.MeshOptions(
             regions=("bench",),
             nodes_per_region=1,
+            gateways_per_region=gateways,
             state_dir=folder,
             model_source="none",
             threads=1,
         ),
-        ports=ports,  # type: ignore[arg-type]  # an iterator of ints from free_ports
+        ports=ports,
         programs=topology.Programs(python=sys.executable, etcd=etcd),
     )
     for part in plan.processes:
-        if part.config_file is not None:
-            part.config_file.write_text(yaml.safe_dump(part.config))
+        if part.config_file is not None and part.config is not None:
+            changed = _merged(part.config, (settings or {}).get(part.role, {}))
+            part.config_file.write_text(yaml.safe_dump(changed))
     return plan
 
 
-def _instant_node(control_plane: str, ready_file: Path) -> topology.ProcessPlan:
-    return topology.ProcessPlan(
+def _merged(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(config)
+    for name, value in changes.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(old, dict) else value
+    return merged
+
+
+async def start_node(
+    stack: contextlib.AsyncExitStack,
+    folder: Path,
+    module: str,
+    *args: str,
+    control_plane: str,
+    name: str = "node",
+) -> dict[str, Any]:
+    """Starts a node of the benchmark's own and answers what its ready file says."""
+    ready_file = folder / "run" / f"{name}.json"
+    argv = (
+        sys.executable,
+        "-P",
+        "-m",
+        module,
+        f"--control-plane={control_plane}",
+        f"--ready-file={ready_file}",
+        *args,
+    )
+    plan = topology.ProcessPlan(
         role="node-agent",
         region="bench",
-        id="instant-node",
-        argv=(
-            sys.executable,
-            str(Path(__file__).with_name("instant_node.py")),
-            f"--control-plane={control_plane}",
-            f"--ready-file={ready_file}",
-        ),
+        id=name,
+        argv=argv,
         address="",
         ready_file=ready_file,
     )
+    await start_part(stack, plan, folder)
+    told: dict[str, Any] = json.loads(ready_file.read_text())
+    return told
 
 
-def _peer(name: str, address: str, argv: list[str]) -> topology.ProcessPlan:
-    return topology.ProcessPlan(
+async def start_program(
+    stack: contextlib.AsyncExitStack,
+    folder: Path,
+    name: str,
+    argv: list[str],
+    *,
+    address: str,
+    within_s: float = START_TIMEOUT_S,
+) -> Child:
+    """Starts a program that is none of ours and returns when it listens."""
+    plan = topology.ProcessPlan(
         role="gateway", region="bench", id=name, argv=tuple(argv), address=address
     )
+    child = await start_part(stack, plan, folder)
+    await until_listening(address, within_s=within_s)
+    return child
 
 
-async def _start(
+async def start_part(
     stack: contextlib.AsyncExitStack, plan: topology.ProcessPlan, folder: Path
 ) -> Child:
+    """Starts a process, which the stack stops, and returns when it says that it is ready."""
     child = await Child.start(plan, state_dir=folder)
     stack.push_async_callback(child.stop, STOP_GRACE_S)
     try:
@@ -149,15 +207,17 @@ async def _start(
     return child
 
 
-async def _until_ready(http: str) -> None:
+async def until_ready(http: str) -> None:
+    """Returns when a gateway has a ready node."""
     async with asyncio.timeout(START_TIMEOUT_S):
         while not (await probes.readiness(http))[0]:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.1)
 
 
-async def _until_listening(address: str) -> None:
+async def until_listening(address: str, *, within_s: float = START_TIMEOUT_S) -> None:
+    """Returns when something takes connections there."""
     host, _, port = address.rpartition(":")
-    async with asyncio.timeout(START_TIMEOUT_S):
+    async with asyncio.timeout(within_s):
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))
