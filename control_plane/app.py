@@ -16,6 +16,7 @@ from reelmesh.v1.control_plane_service_pb2_grpc import (
 )
 from reelmesh.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
 
+from control_plane.access import ACCESS
 from control_plane.attach import NodeAttachment
 from control_plane.attach_gateway import GatewayAttachment
 from control_plane.attach_stream import Leasing
@@ -45,6 +46,10 @@ from control_plane.watch_fleet import FleetWatchers
 from reelkit import rpc
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
+from reelkit.mtls.channels import Channels
+from reelkit.mtls.guard import Guard
+from reelkit.mtls.identity import Role
+from reelkit.mtls.material import open_mutual_tls
 from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 
@@ -125,6 +130,15 @@ async def build_app(
         # Whoever waits for it must not find the one of an earlier life.
         with blame_field("ready_file", config.ready_file):
             config.ready_file.unlink(missing_ok=True)
+    tls = open_mutual_tls(
+        config.mtls,
+        region=config.region,
+        role=Role.CONTROL_PLANE,
+        id=config.replica_id,
+        clock=clock,
+    )
+    channels = Channels(tls)
+    to_node = channels.to(Role.NODE, region=config.region)
     async with contextlib.AsyncExitStack() as stack:
         if config.metrics_listen is not None:
             with blame_field("metrics_listen", config.metrics_listen):
@@ -147,8 +161,8 @@ async def build_app(
         view, desired = FleetView(keys=keys), DesiredStates(keys=keys)
         health = HealthWatch(
             rules=config.health,
-            prober=GrpcProber(),
-            runner=GrpcCanaryRunner(),
+            prober=GrpcProber(to_node),
+            runner=GrpcCanaryRunner(to_node),
             clock=clock,
             ready_nodes=lambda: view.ready_node_count,
         )
@@ -209,9 +223,15 @@ async def build_app(
         service = ControlPlaneService(
             nodes=nodes, gateways=gateways, watchers=watchers, regions=regions.watchers
         )
-        server, health_service = _make_server(service, jobs.service, reflection=config.reflection)
+        server, health_service = _make_server(
+            service,
+            jobs.service,
+            reflection=config.reflection,
+            guard=Guard(ACCESS, region=config.region, mutual=tls is not None, clock=clock),
+        )
         with blame_field("listen", config.listen):
-            port = rpc.listen(server, config.listen)
+            shown = None if tls is None else tls.server_credentials()
+            port = rpc.listen(server, config.listen, credentials=shown)
         address = f"{config.listen.rpartition(':')[0]}:{port}"
         await server.start()
         stack.push_async_callback(server.stop, 0)
@@ -230,7 +250,9 @@ async def build_app(
                 gateways=lambda: view.gateways,
                 desired=desired,
                 ready=lambda: view.version > 0 and desired.loaded,
-                asker=GrpcStatusAsker(timeout_s=config.operator.status_timeout_s),
+                asker=GrpcStatusAsker(
+                    timeout_s=config.operator.status_timeout_s, open_channel=to_node
+                ),
                 revocations=regions.revocations,
                 tenants=regions.tenants,
                 regions=regions.book,
@@ -278,6 +300,8 @@ async def build_app(
             mirror = Mirror(source, prefix, clock=clock, relist_s=config.fleet.relist_s)
             scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")
         scope.spawn(regions.publisher.run(), name="publish summary")
+        if tls is not None:
+            scope.spawn(channels.follow(), name="identity")
         addresses = {"grpc": address}
         if operator_address is not None:
             addresses["operator"] = operator_address
@@ -345,9 +369,9 @@ def _reachable(address: str) -> str:
 
 
 def _make_server(
-    service: ControlPlaneService, jobs: JobService, *, reflection: bool
+    service: ControlPlaneService, jobs: JobService, *, reflection: bool, guard: Guard
 ) -> tuple[aio.Server, health.aio.HealthServicer]:
-    server = aio.server(options=rpc.server_options())
+    server = aio.server(options=rpc.server_options(), interceptors=[guard])
     add_ControlPlaneServiceServicer_to_server(service, server)
     add_JobServiceServicer_to_server(jobs, server)
     health_service = health.aio.HealthServicer()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from control_plane.health.config import HealthSettings
 from control_plane.operator.config import OperatorSettings
 from control_plane.store.etcd import EtcdSettings
 from reelkit.logs import LogSettings
+from reelkit.mtls.config import MutualTlsSettings, refuse_plaintext
 from reelkit.settings import Address, Settings
 
 ENV_PREFIX = "REELMESH_CONTROL__"
@@ -64,7 +66,18 @@ class ControlPlaneConfig(Settings):
     listen: Address = Field(
         default="127.0.0.1:7200",
         description="host:port of the gRPC listener; port 0 takes a free one. Loopback by "
-        "default, since callers are not authenticated on a plain listener.",
+        "default; others need mtls.",
+    )
+    mtls: MutualTlsSettings | None = Field(
+        default=None,
+        description="The certificate that this replica shows to nodes and gateways, and the "
+        "authorities that it believes. Without it they speak plain text, on this host alone.",
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Speak plain text with parts on other hosts where mtls is not given: only "
+        "where something else, such as a service mesh, encrypts and checks who calls. Off, since "
+        "whoever reaches the listener can change the region's records.",
     )
     region: str = Field(
         pattern=_ID, description="The region this control plane serves; others are refused."
@@ -115,6 +128,12 @@ class ControlPlaneConfig(Settings):
         default=OperatorSettings(), description="The listener that reelctl calls."
     )
     log: LogSettings = Field(default=LogSettings(), description="Logging.")
+
+    @model_validator(mode="after")
+    def _no_plain_text_between_hosts(self) -> Self:
+        if self.mtls is None and not self.allow_plaintext:
+            refuse_plaintext((("listen", self.listen),))
+        return self
 
     @field_validator("lease_ttl_s")
     @classmethod

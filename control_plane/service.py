@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import structlog
+from grpc import aio
 from reelmesh.v1 import control_plane_service_pb2 as cp
 from reelmesh.v1 import control_plane_service_pb2_grpc as cp_grpc
 
@@ -70,6 +71,9 @@ async def _pump(responses: AsyncGenerator[Any, None], context: Any) -> None:
         async with contextlib.aclosing(responses):
             async for response in responses:
                 await context.write(response)
+    except aio.AbortError:
+        # It was refused on its way here, and told so.
+        raise
     except ControlPlaneError as error:
         _log.info("call ended", code=error.code, error=str(error))
         await abort(context, error)

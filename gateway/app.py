@@ -25,6 +25,7 @@ from gateway.core.load import LoadReporter
 from gateway.core.mesh import MeshVideos
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
+from gateway.edge_grpc.peer_access import PEER_ACCESS
 from gateway.edge_grpc.peer_api import add_peer_service
 from gateway.edge_http.api import build_http_app, http_runner, listen_http
 from gateway.edge_http.jwks import open_jwks_loaders
@@ -36,7 +37,11 @@ from gateway.regions.regions import Regions
 from gateway.tenants import TenantPolicies
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
-from reelkit.rpc import internal_channel, listen, server_options
+from reelkit.mtls.channels import Channels
+from reelkit.mtls.guard import Guard
+from reelkit.mtls.identity import Role
+from reelkit.mtls.material import open_mutual_tls
+from reelkit.rpc import listen, server_options
 from reelkit.settings import blame_field
 from reelkit.tls import FollowedContext, grpc_credentials
 
@@ -98,6 +103,10 @@ async def build_app(
     clock = clock or SystemClock()
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
+    tls = open_mutual_tls(
+        config.mtls, region=config.region, role=Role.GATEWAY, id=config.gateway_id, clock=clock
+    )
+    channels = Channels(tls)
     async with AsyncExitStack() as stack:
         loader_of = await stack.enter_async_context(open_jwks_loaders())
         verifier = TokenVerifier(config.auth, clock=clock, loader_of=loader_of)
@@ -111,10 +120,11 @@ async def build_app(
                 jobs=jobs,
                 artifacts=artifacts,
                 policies=policies,
+                channels=channels,
             )
         )
 
-        application, regions = await _across_regions(config, core, clock, stack)
+        application, regions = await _across_regions(config, core, clock, stack, channels)
         server = aio.server(options=grpc_server_options(config.edge))
         add_grpc_services(
             server,
@@ -146,10 +156,12 @@ async def build_app(
             http_port = await listen_http(http, config.http.listen, context=context)
         http_address = _with_port(config.http.listen, http_port)
 
-        peer_server = aio.server(options=server_options())
+        guard = Guard(PEER_ACCESS, region=config.region, mutual=tls is not None, clock=clock)
+        peer_server = aio.server(options=server_options(), interceptors=[guard])
         add_peer_service(peer_server, application=application)
         with blame_field("peer.listen", config.peer.listen):
-            peer_port = listen(peer_server, config.peer.listen)
+            shown = None if tls is None else tls.server_credentials()
+            peer_port = listen(peer_server, config.peer.listen, credentials=shown)
         await peer_server.start()
         stack.push_async_callback(peer_server.stop, 0)
         peer_address = _with_port(config.peer.listen, peer_port)
@@ -180,6 +192,7 @@ async def build_app(
             on_tenants=policies.replace,
             on_superseded=core.superseded.take,
             on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
+            open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
         )
         stack.push_async_callback(control.close)
         control.start(core.scope)
@@ -187,6 +200,8 @@ async def build_app(
         verifier.follow_keys(core.scope)
         if followed is not None:
             core.scope.spawn(followed.follow(), name="certificate")
+        if tls is not None:
+            core.scope.spawn(channels.follow(), name="identity")
         # What start-up made lives as long as the process: no collection need look at it.
         gc.collect()
         gc.freeze()
@@ -202,19 +217,19 @@ async def build_app(
 
 
 async def _across_regions(
-    config: GatewayConfig, core: Core, clock: Clock, stack: AsyncExitStack
+    config: GatewayConfig, core: Core, clock: Clock, stack: AsyncExitStack, channels: Channels
 ) -> tuple[MeshVideos, Regions]:
     """The application of the whole mesh around this region's."""
     regions = Regions(
         local=config.region,
-        open_channel=internal_channel,
+        open_channel=lambda region: channels.to(Role.GATEWAY, region=region),
         clock=clock,
         scope=core.scope,
         margin_s=config.regions.margin_s,
         draw=random.Random().random,  # noqa: S311 - spreads work, guards nothing
     )
     stack.push_async_callback(regions.close)
-    peers = Peers(open_channel=internal_channel, hops=FROM_REGION, read_timeout_s=_REGION_READ_S)
+    peers = Peers(open_channel=regions.channel, hops=FROM_REGION, read_timeout_s=_REGION_READ_S)
     stack.push_async_callback(peers.close)
     loads = LoadReporter(
         region=config.region,

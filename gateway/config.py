@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gateway.auth.config import AuthConfig
 from gateway.edge.config import EdgeConfig
 from gateway.jobs.ids import REGION_PATTERN
 from reelkit.logs import LogSettings
+from reelkit.mtls.config import MutualTlsSettings, refuse_plaintext
 from reelkit.settings import Address, Settings
 from reelkit.tls import TlsSettings
 from reelkit.tracing import TracingSettings
@@ -260,10 +261,21 @@ class GatewayConfig(Settings):
         description="The certificate of both public edges, read again when it is renewed. Without "
         "it they speak plain text, for a TLS proxy in front.",
     )
+    mtls: MutualTlsSettings | None = Field(
+        default=None,
+        description="The certificate that this gateway shows to the other parts, and the "
+        "authorities that it believes. Without it they speak plain text, on this host alone.",
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Speak plain text with parts on other hosts where mtls is not given: only "
+        "where something else, such as a service mesh, encrypts and checks who calls. Off, since "
+        "whoever reaches the peer listener may act as any tenant.",
+    )
     peer: ListenConfig = Field(
         default=ListenConfig(),
-        description="Where the other gateways reach this one. Callers are believed here: keep it "
-        "off any network that others can reach.",
+        description="Where the other gateways, of every region, reach this one. Callers are "
+        "believed here: with mtls they are gateways by their certificates.",
     )
     control_plane: ControlPlaneConfig = Field(description="The region's control plane.")
     default_model: str = Field(
@@ -289,6 +301,13 @@ class GatewayConfig(Settings):
     )
     log: LogSettings = Field(default=LogSettings(), description="Logging.")
     tracing: TracingSettings = Field(default=TracingSettings(), description="Spans.")
+
+    @model_validator(mode="after")
+    def _no_plain_text_between_hosts(self) -> Self:
+        if self.mtls is None and not self.allow_plaintext:
+            endpoints = (("control_plane.endpoints", each) for each in self.control_plane.endpoints)
+            refuse_plaintext((("peer.listen", self.peer.listen), *endpoints))
+        return self
 
     @property
     def spool_dir(self) -> Path:

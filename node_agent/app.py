@@ -17,6 +17,7 @@ from reelmesh.v1 import node_pb2, node_service_pb2
 from reelmesh.v1.model_pb2 import ModelInfo
 from reelmesh.v1.node_pb2 import WorkerStatus
 
+from node_agent.access import ACCESS
 from node_agent.attach import Attachment, Identity
 from node_agent.config import NodeConfig
 from node_agent.device_figures import Figures, Gpus
@@ -36,6 +37,10 @@ from node_agent.work import Speed
 from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker, WorkerHandle
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
+from reelkit.mtls.channels import Channels
+from reelkit.mtls.guard import Guard
+from reelkit.mtls.identity import Role
+from reelkit.mtls.material import open_mutual_tls
 from reelkit.rpc import listen, server_options
 from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
@@ -65,6 +70,7 @@ class NodeApp:
         scope: TaskScope,
         incarnation: str,
         address: str,
+        channels: Channels,
     ) -> None:
         self.config = config
         self.address = address
@@ -99,6 +105,7 @@ class NodeApp:
             board=self.board,
             models=self._models,
             clock=clock,
+            open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
         )
         self._clock = clock
         self._health = health
@@ -268,7 +275,8 @@ async def build_app(
     """A listening agent; leaving the block stops it and ends its workers.
 
     Raises:
-        ConfigError: The address cannot be bound, or the ready file not be written.
+        ConfigError: The address cannot be bound, the certificate not be used, or the ready file
+            not be written.
     """
     clock = clock or SystemClock()
     launcher = launcher or default_launcher(config)
@@ -284,10 +292,16 @@ async def build_app(
             new_run_id=lambda: f"{incarnation}-{next(numbers)}",
             on_end=_log_end,
         )
-        server = aio.server(options=server_options())
+        tls = open_mutual_tls(
+            config.mtls, region=config.region, role=Role.NODE, id=config.node_id, clock=clock
+        )
+        channels = Channels(tls)
+        guard = Guard(ACCESS, region=config.region, mutual=tls is not None, clock=clock)
+        server = aio.server(options=server_options(), interceptors=[guard])
         health = health_aio.HealthServicer()
         with blame_field("listen", config.listen):
-            port = listen(server, config.listen)
+            shown = None if tls is None else tls.server_credentials()
+            port = listen(server, config.listen, credentials=shown)
         scope = await stack.enter_async_context(TaskScope(config.node_id))
         app = NodeApp(
             config=config,
@@ -299,6 +313,7 @@ async def build_app(
             scope=scope,
             incarnation=incarnation,
             address=config.advertised(port),
+            channels=channels,
         )
         table.on_change = app.board.touch
         workers = config.workers
@@ -344,6 +359,8 @@ async def build_app(
         scope.spawn(app.devices.run(), name="devices")
         scope.spawn(app.supply_model(), name="model")
         scope.spawn(app.attach(), name="attach")
+        if tls is not None:
+            scope.spawn(channels.follow(), name="identity")
         stack.push_async_callback(app.attachment.goodbye)
         if config.ready_file is not None:
             host = config.listen.rpartition(":")[0]

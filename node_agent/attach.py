@@ -29,7 +29,7 @@ from reelmesh.v1.node_pb2 import NodeStatus
 
 from node_agent.status import StatusBoard
 from reelkit.clock import Clock
-from reelkit.rpc import REPORTS_PER_LEASE, internal_channel
+from reelkit.rpc import REPORTS_PER_LEASE, in_words, internal_channel
 from reelkit.tasks import TaskScope, retry_forever
 
 _log = structlog.get_logger("node_agent.attach")
@@ -70,7 +70,9 @@ class Attachment:
         board: StatusBoard,
         models: Callable[[], Sequence[ModelInfo]],
         clock: Clock,
+        open_channel: Callable[[str], aio.Channel] = internal_channel,
     ) -> None:
+        self._open_channel = open_channel
         self.lease_id = 0
         self.replica_id = ""
         self._identity = identity
@@ -118,13 +120,13 @@ class Attachment:
             await asyncio.Event().wait()
         address = self._control_planes[self._turn % len(self._control_planes)]
         self._turn += 1
-        async with internal_channel(address) as channel:
+        async with self._open_channel(address) as channel:
             call = ControlPlaneServiceStub(channel).Attach()
             try:
                 await self._converse(call, address)
             except aio.AioRpcError as error:
                 # In one line: grpc's own text is for its authors.
-                raise AttachLostError(f"{error.code().name}: {error.details()}") from None
+                raise AttachLostError(f"{error.code().name}: {in_words(error.details())}") from None
             finally:
                 self._call = None
                 call.cancel()

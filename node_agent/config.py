@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from node_agent.devices import DeviceLimits
 from node_agent.engine.settings import WorkerSettings
 from node_agent.executions import ExecutionLimits
 from reelkit.logs import LogSettings
+from reelkit.mtls.config import MutualTlsSettings, refuse_plaintext
 from reelkit.settings import Settings
 from reelkit.tracing import TracingSettings
 
@@ -234,6 +235,17 @@ class NodeConfig(Settings):
         description="Replicas of the region's control plane; one is attached to at a time. With "
         "none the node serves whoever knows its address.",
     )
+    mtls: MutualTlsSettings | None = Field(
+        default=None,
+        description="The certificate that this node shows to the other parts, and the "
+        "authorities that it believes. Without it they speak plain text, on this host alone.",
+    )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="Speak plain text with parts on other hosts where mtls is not given: only "
+        "where something else, such as a service mesh, encrypts and checks who calls. Off, since "
+        "whoever reaches the listener can make the node draw.",
+    )
     model: ModelSettings = Field(description="What it serves.")
     workers: WorkersSettings = Field(
         default_factory=WorkersSettings, description="Who computes it."
@@ -255,6 +267,13 @@ class NodeConfig(Settings):
     )
     tracing: TracingSettings = Field(default_factory=TracingSettings, description="Where spans go.")
     log: LogSettings = Field(default_factory=LogSettings, description="What is logged.")
+
+    @model_validator(mode="after")
+    def _no_plain_text_between_hosts(self) -> Self:
+        if self.mtls is None and not self.allow_plaintext:
+            replicas = (("control_planes", each) for each in self.control_planes)
+            refuse_plaintext((("listen", self.listen), *replicas))
+        return self
 
     def advertised(self, port: int) -> str:
         """The host:port that others are told, with the port that is really in use."""

@@ -22,6 +22,10 @@ REPORTS_PER_LEASE = 3
 # One frame for a 256 KiB chunk instead of grpc's 16: a quarter less CPU per byte (measured).
 _MAX_FRAME_BYTES = 512 * 1024
 
+# A TLS handshake takes two round trips; who needs longer only holds the connection. grpc gives
+# two minutes by itself.
+HANDSHAKE_TIMEOUT_S = 10
+
 # 256 KiB chunks and records below 16 KiB: nothing legitimate comes near this.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
@@ -36,6 +40,7 @@ def server_options(*, max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[
         ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS // 2),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.max_frame_size", _MAX_FRAME_BYTES),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1_000),
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", max_message_bytes),
     ]
@@ -64,12 +69,20 @@ def internal_channel_options() -> list[tuple[str, Any]]:
 
 
 def internal_channel(
-    address: str, *, credentials: grpc.ChannelCredentials | None = None
+    address: str, *, credentials: grpc.ChannelCredentials | None = None, server_name: str = ""
 ) -> aio.Channel:
-    """A channel to one of our own processes; plain text where no credentials are given."""
+    """A channel to one of our own processes; plain text where no credentials are given.
+
+    Args:
+        address: host:port.
+        credentials: What it shows and believes.
+        server_name: The name that the server's certificate must hold; the host by default.
+    """
     options = internal_channel_options()
     if credentials is None:
         return aio.insecure_channel(address, options=options)
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
     return aio.secure_channel(address, credentials, options=options)
 
 
@@ -91,3 +104,28 @@ def listen(
     if port == 0:
         raise OSError(f"cannot listen on {address}: is it in use, or not an address of this host?")
     return port
+
+
+# What grpc says of a handshake, and what it means to whoever reads a log.
+_HANDSHAKES = (
+    ("WRONG_VERSION_NUMBER", "the other side speaks plain text; has it no mtls section?"),
+    (
+        "Hostname Verification Check failed",
+        "its certificate is not of the role, region and id that belong at this address",
+    ),
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is over, or of an authority not in ca_file"),
+    ("SIGNATURE", "its certificate is of an authority that is not in ca_file"),
+    (
+        "Socket closed",
+        "it hung up at once: it takes no plain text, or not the certificate that it was shown",
+    ),
+)
+
+
+def in_words(details: str | None) -> str:
+    """Grpc's own words on a connection that failed, led by what they mean where that is known."""
+    text = details or ""
+    if "failed to connect" not in text:
+        return text
+    meaning = next((words for sign, words in _HANDSHAKES if sign in text), "")
+    return f"{meaning} ({text})" if meaning else text

@@ -15,6 +15,7 @@ from reelmesh.v1.node_service_pb2 import NodeEvent, ReleaseRequest, RunRequest
 from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
 from reelkit import rpc
+from reelkit.mtls.channels import OpenChannel
 
 _log = structlog.get_logger("control_plane.canary")
 
@@ -86,7 +87,14 @@ class CanaryRunner(Protocol):
 
 
 class GrpcCanaryRunner:
-    """Runs canaries over NodeService, as a gateway runs jobs."""
+    """Runs canaries over NodeService, as a gateway runs jobs.
+
+    Args:
+        open_channel: Makes a channel to a node of the region.
+    """
+
+    def __init__(self, open_channel: OpenChannel = rpc.internal_channel) -> None:
+        self._open_channel = open_channel
 
     async def run(
         self, address: str, *, job_id: str, spec: video_pb2.ResolvedSpec, deadline_s: float
@@ -103,7 +111,7 @@ class GrpcCanaryRunner:
             alone=False,
             **{"try": 1},
         )
-        async with rpc.internal_channel(address) as channel:
+        async with self._open_channel(address) as channel:
             # Any: by its name alone the stub's type is that of blocking calls.
             stub: Any = NodeServiceStub(channel)
             try:

@@ -12,6 +12,7 @@ from reelmesh.v1.node_service_pb2 import WatchStatusRequest
 from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
 from reelkit import rpc
+from reelkit.mtls.channels import OpenChannel
 
 MAX_AT_ONCE = 64
 
@@ -30,9 +31,13 @@ class GrpcStatusAsker:
     Args:
         timeout_s: What one node gets, connecting included; a list of very many nodes
             takes as many times this as :data:`MAX_AT_ONCE` goes into them, at worst.
+        open_channel: Makes a channel to a node of the region.
     """
 
-    def __init__(self, *, timeout_s: float) -> None:
+    def __init__(
+        self, *, timeout_s: float, open_channel: OpenChannel = rpc.internal_channel
+    ) -> None:
+        self._open_channel = open_channel
         self._timeout_s = timeout_s
 
     async def statuses(self, addresses: Mapping[str, str]) -> dict[str, node_pb2.NodeStatus]:
@@ -49,7 +54,7 @@ class GrpcStatusAsker:
         return {node_id: status for node_id, status in answers if status is not None}
 
     async def _status(self, address: str) -> node_pb2.NodeStatus | None:
-        async with rpc.internal_channel(address) as channel:
+        async with self._open_channel(address) as channel:
             # Any: by its name alone the stub's type is that of blocking calls.
             stub: Any = NodeServiceStub(channel)
             call = stub.WatchStatus(WatchStatusRequest(), timeout=self._timeout_s)

@@ -47,7 +47,8 @@ from gateway.peers.client import Peers
 from gateway.peers.gateways import Gateways
 from gateway.tenants import Policies, TenantPolicies
 from reelkit.clock import Clock
-from reelkit.rpc import internal_channel
+from reelkit.mtls.channels import PLAINTEXT, Channels
+from reelkit.mtls.identity import Role
 from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 
@@ -97,6 +98,7 @@ async def open_core(
     jobs: JobStore | None = None,
     artifacts: ArtifactStore | None = None,
     policies: Policies | None = None,
+    channels: Channels = PLAINTEXT,
 ) -> AsyncIterator[Core]:
     """Yields the application; leaving stops its jobs and its streams to nodes.
 
@@ -106,7 +108,9 @@ async def open_core(
         ConfigError: The artifact store cannot be used, or the spool's folder not be made.
     """
     async with AsyncExitStack() as stack:
-        ground, links = await _ground(config, clock, registry, jobs, artifacts, policies, stack)
+        ground, links = await _ground(
+            config, clock, registry, jobs, artifacts, policies, channels, stack
+        )
         threads = Threads(max(1, (os.cpu_count() or 1) // 2), "spool")
         stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
         fleet, waiting = _routing(ground, links)
@@ -141,6 +145,7 @@ async def _ground(
     jobs: JobStore | None,
     artifacts: ArtifactStore | None,
     policies: Policies | None,
+    channels: Channels,
     stack: AsyncExitStack,
 ) -> tuple[_Ground, NodeLinks]:
     with blame_field("artifacts.url", config.artifacts_url, ArtifactError):
@@ -150,10 +155,15 @@ async def _ground(
         await artifacts.verify(config.gateway_id)
     with blame_field("spool.directory", config.spool_dir):
         config.spool_dir.mkdir(parents=True, exist_ok=True)
-    region_jobs = jobs or await _open_jobs(config, clock, stack)
-    links = NodeLinks(clock=clock)
+    region_jobs = jobs or await _open_jobs(config, clock, stack, channels)
+    links = NodeLinks(
+        clock=clock,
+        open_channel=lambda address, node_id: channels.open(
+            address, role=Role.NODE, region=config.region, id=node_id
+        ),
+    )
     stack.push_async_callback(links.close)
-    peers = Peers(open_channel=internal_channel)
+    peers = Peers(open_channel=channels.to(Role.GATEWAY, region=config.region))
     stack.push_async_callback(peers.close)
     scope = await stack.enter_async_context(TaskScope("gateway"))
     links.spawn_in(scope)
@@ -173,11 +183,16 @@ async def _ground(
     return ground, links
 
 
-async def _open_jobs(config: GatewayConfig, clock: Clock, stack: AsyncExitStack) -> JobStore:
+async def _open_jobs(
+    config: GatewayConfig, clock: Clock, stack: AsyncExitStack, channels: Channels
+) -> JobStore:
     if config.jobs.store == "memory":
         return MemoryJobStore(max_records=config.jobs.max_records)
     store = RemoteJobStore(
-        endpoints=config.control_plane.endpoints, clock=clock, patience_s=config.jobs.patience_s
+        endpoints=config.control_plane.endpoints,
+        clock=clock,
+        patience_s=config.jobs.patience_s,
+        open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
     )
     stack.push_async_callback(store.close)
     return store

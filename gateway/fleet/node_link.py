@@ -20,7 +20,7 @@ from gateway.fleet.ejection import Standing
 from gateway.fleet.placement import ModelKey, NodeView
 from gateway.output.wire import NodeChunk, decode_run_response
 from reelkit.clock import Clock
-from reelkit.rpc import internal_channel
+from reelkit.rpc import in_words, internal_channel
 from reelkit.tasks import TaskScope, retry_forever
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class StreamBroken(Exception):  # noqa: N818 - named for what happened
 def broken(error: aio.AioRpcError | TimeoutError) -> StreamBroken:
     """The error in one line, without grpc's debugging text."""
     if isinstance(error, aio.AioRpcError):
-        return StreamBroken(f"{error.code().name}: {error.details()}")
+        return StreamBroken(f"{error.code().name}: {in_words(error.details())}")
     return StreamBroken("no word in time")
 
 
@@ -291,11 +291,24 @@ class NodeLink:
         )
 
 
-class NodeLinks:
-    """Makes links to nodes, each with its own status stream and warm channel."""
+OpenNode = Callable[[str, str], aio.Channel]
 
-    def __init__(self, *, clock: Clock) -> None:
+
+def _plaintext(address: str, _node_id: str) -> aio.Channel:
+    return internal_channel(address)
+
+
+class NodeLinks:
+    """Makes links to nodes, each with its own status stream and warm channel.
+
+    Args:
+        clock: For the links.
+        open_channel: Makes a channel to an address and to the node of that id.
+    """
+
+    def __init__(self, *, clock: Clock, open_channel: OpenNode = _plaintext) -> None:
         self._clock = clock
+        self._open_channel = open_channel
         self._scope: TaskScope | None = None
         self._watches: dict[NodeLink, asyncio.Task[None]] = {}
         self.on_change: Callable[[NodeLink], None] = lambda _link: None
@@ -315,7 +328,7 @@ class NodeLinks:
             raise RuntimeError("links are opened after their scope is known")
         link = NodeLink(
             record,
-            channel=internal_channel(record.address),
+            channel=self._open_channel(record.address, record.node_id),
             clock=self._clock,
             on_change=lambda changed: self.on_change(changed),
             on_close=self._closed,

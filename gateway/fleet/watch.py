@@ -53,8 +53,9 @@ class ControlPlaneLink:
         on_tenants: Callable[[Sequence[tenant_pb2.TenantPolicy]], None] | None = None,
         on_regions: Callable[[Sequence[region_pb2.RegionView]], None] | None = None,
         on_orphans: Callable[[Sequence[job_service_pb2.Orphan]], None] | None = None,
+        open_channel: Callable[[str], aio.Channel] = internal_channel,
     ) -> None:
-        self._channels = [internal_channel(endpoint) for endpoint in endpoints]
+        self._channels = [open_channel(endpoint) for endpoint in endpoints]
         self._stubs = [ControlPlaneServiceStub(channel) for channel in self._channels]
         self._job_stubs = [JobServiceStub(channel) for channel in self._channels]
         self._on_fleet = on_fleet

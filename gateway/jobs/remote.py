@@ -63,11 +63,19 @@ class RemoteJobStore:
         clock: For patience and pauses.
         patience_s: How long a call is repeated, on all replicas, before the store counts
             as away.
+        open_channel: Makes a channel to a replica.
     """
 
-    def __init__(self, *, endpoints: Sequence[str], clock: Clock, patience_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        endpoints: Sequence[str],
+        clock: Clock,
+        patience_s: float,
+        open_channel: Callable[[str], aio.Channel] = internal_channel,
+    ) -> None:
         self._away = False
-        self._channels = [internal_channel(endpoint) for endpoint in endpoints]
+        self._channels = [open_channel(endpoint) for endpoint in endpoints]
         self._stubs: list[JobServiceAsyncStub] = [
             JobServiceStub(channel) for channel in self._channels
         ]

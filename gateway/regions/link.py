@@ -17,6 +17,7 @@ from reelmesh.v1 import peer_service_pb2
 from reelmesh.v1.peer_service_pb2_grpc import PeerServiceStub
 
 from reelkit.clock import Clock
+from reelkit.rpc import in_words
 
 if TYPE_CHECKING:
     # Exists in the stubs alone.
@@ -103,7 +104,10 @@ class RegionLink:
                 await self._follow(address)
             except (aio.AioRpcError, TimeoutError) as error:
                 code = error.code().name if isinstance(error, aio.AioRpcError) else "silent"
-                _log.debug("region stream ended", region=self.region, peer=address, cause=code)
+                why = in_words(error.details()) if isinstance(error, aio.AioRpcError) else ""
+                _log.debug(
+                    "region stream ended", region=self.region, peer=address, cause=code, why=why
+                )
             finally:
                 self._lost()
             # The next gateway at once; all of them again after a pause.

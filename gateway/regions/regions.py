@@ -30,7 +30,7 @@ class Regions:
 
     Args:
         local: This gateway's region.
-        open_channel: Makes a channel to a gateway's peer address.
+        open_channel: Makes channels to peer addresses of a region's gateways.
         clock: For the ramp of a region that comes back.
         scope: Owns the links' streams.
         margin_s: By how much another region must be earlier.
@@ -41,7 +41,7 @@ class Regions:
         self,
         *,
         local: str,
-        open_channel: Callable[[str], aio.Channel],
+        open_channel: Callable[[str], Callable[[str], aio.Channel]],
         clock: Clock,
         scope: TaskScope,
         margin_s: float,
@@ -57,6 +57,7 @@ class Regions:
         """By how many seconds another region must be earlier."""
         self._draw = draw
         self._links: dict[str, RegionLink] = {}
+        self._region_of: dict[str, str] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._views: dict[str, region_pb2.RegionView] = {}
         self._was_able = True
@@ -80,6 +81,7 @@ class Regions:
                 self._open(name)
             peers = [each.peer_address for each in view.summary.gateways if each.peer_address]
             self._links[name].locate(peers)
+            self._region_of.update(dict.fromkeys(peers, name))
 
     def _drain(self, draining: bool) -> None:
         if draining != self.draining:
@@ -89,12 +91,16 @@ class Regions:
     def _open(self, name: str) -> None:
         link = RegionLink(
             name,
-            open_channel=self._open_channel,
+            open_channel=self._open_channel(name),
             clock=self._clock,
             on_change=lambda: None,
         )
         self._links[name] = link
         self._tasks[name] = self._scope.spawn(link.run(), name=f"region/{name}")
+
+    def channel(self, address: str) -> aio.Channel:
+        """A channel to a peer address that some region told of, its owner's to close."""
+        return self._open_channel(self._region_of.get(address, self._local))(address)
 
     async def close(self) -> None:
         """Closes every channel; the scope ends the streams."""

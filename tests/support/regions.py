@@ -66,7 +66,7 @@ async def open_region(tmp_path: Path, name: str) -> AsyncIterator[RegionUnderTes
         core = gateway.core
         regions = Regions(
             local=name,
-            open_channel=internal_channel,
+            open_channel=lambda _region: internal_channel,
             clock=clock,
             scope=core.scope,
             margin_s=10.0,

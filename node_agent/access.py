@@ -1,0 +1,25 @@
+"""Who may call a node: its region's gateways, and its control planes to see how it fares."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from node_agent.service import SERVICE_NAME
+from reelkit.mtls.access import COMMON, AccessTable, Rule, service_rules
+from reelkit.mtls.identity import Role
+
+# Control planes run canaries.
+_RUNS = Rule(frozenset({Role.GATEWAY, Role.CONTROL_PLANE}))
+
+ACCESS: Final[AccessTable] = {
+    **COMMON,
+    **service_rules(
+        SERVICE_NAME,
+        {
+            "Run": _RUNS,
+            "Cancel": _RUNS,
+            "Release": _RUNS,
+            "WatchStatus": Rule(frozenset({Role.GATEWAY, Role.CONTROL_PLANE, Role.OPERATOR})),
+        },
+    ),
+}

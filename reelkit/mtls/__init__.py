@@ -1,0 +1,1 @@
+"""Mutual TLS among the parts: who each is, what it shows, whom it lets in."""
