@@ -60,6 +60,7 @@ class GatewayApp:
     core: Core
     http_address: str
     grpc_address: str
+    peer_address: str
     drain_s: float
     _grpc_server: aio.Server
     _control: ControlPlaneLink
@@ -210,6 +211,7 @@ async def build_app(
             core=core,
             http_address=http_address,
             grpc_address=grpc_address,
+            peer_address=peer_address,
             drain_s=config.drain_s,
             _grpc_server=server,
             _control=control,

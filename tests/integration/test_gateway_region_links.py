@@ -64,7 +64,7 @@ async def regions_of(*views: region_pb2.RegionView, draw: float = 0.0):
     async with TaskScope("test") as scope:
         regions = Regions(
             local="ap",
-            open_channel=rpc.internal_channel,
+            open_channel=lambda _region: rpc.internal_channel,
             clock=SystemClock(),
             scope=scope,
             margin_s=10.0,

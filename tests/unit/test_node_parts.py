@@ -152,7 +152,7 @@ def test_the_advertised_address_has_the_port_in_use(changes, address):
 
 
 def test_an_unspecified_address_is_never_advertised():
-    config = NodeConfig.model_validate({**MINIMAL, "listen": "0.0.0.0:0"})
+    config = NodeConfig.model_validate({**MINIMAL, "listen": "0.0.0.0:0", "allow_plaintext": True})
     assert config.advertised(4711) == f"{socket.gethostname()}:4711"
 
 
