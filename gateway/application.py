@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 from reelmesh.v1 import (
     fleet_service_pb2,
@@ -23,6 +23,12 @@ from reelmesh.v1 import (
 ALL_FIT: Final[Mapping[str, int]] = MappingProxyType({})
 """Every number of a request fits its field."""
 
+
+MP4: Final = "video/mp4"
+JPEG: Final = "image/jpeg"
+
+Variant: TypeAlias = video_service_pb2.VideoVariant.ValueType
+"""Of a video: itself, or a picture that is made of it."""
 
 FROM_REGION: Final = 1
 """The call comes from another region's gateway: it is answered here, or by the video's owner."""
@@ -41,13 +47,52 @@ class Caller:
     """Gateways that the call came through: see :data:`FROM_REGION` and :data:`FROM_PEER`."""
 
 
+class FileBytes(Protocol):
+    """Bytes that are an open file of this host, for an edge that has the kernel send them.
+
+    Deleting the video meanwhile does not take them away.
+    """
+
+    size: int
+
+    def attach(self, socket: int) -> int:
+        """Takes a duplicate of a socket's descriptor to send to; answers the duplicate."""
+        ...
+
+    async def send(self, offset: int, count: int) -> int:
+        """Sends as many bytes to the socket as it takes now; answers how many, 0 at the end.
+
+        Raises:
+            BlockingIOError: It takes none now.
+            ConnectionError: The client left.
+            OSError: The file cannot be read, or not in time.
+        """
+        ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes; none at the end.
+
+        Raises:
+            OSError: The file cannot be read, or not in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Lets go of the file and of the duplicate."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Download:
-    """The bytes of a finished video from an offset."""
+    """The bytes of a finished video, or of a picture of it, from an offset."""
 
     total_bytes: int
     sha256: str
     chunks: AsyncIterator[bytes]
+    content_type: str = MP4
+    file: FileBytes | None = None
+    """The same bytes, all of them, where they were asked for so and are a file. The caller's
+    to close."""
 
 
 class VideoApplication(Protocol):
@@ -146,8 +191,26 @@ class VideoApplication(Protocol):
         """
         ...
 
-    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
-        """The finished MP4 from ``offset``.
+    async def download(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        offset: int,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+        as_file: bool = False,
+    ) -> Download:
+        """The finished MP4, or a picture of it, from ``offset``.
+
+        A whole one is checked against its digest as it passes: the last bytes of a damaged one
+        do not come, but VideoDamaged.
+
+        Args:
+            caller: The verified caller.
+            video_id: Of a completed video.
+            offset: In bytes.
+            variant: What of it.
+            as_file: The caller wants an open file, and closes it, where there is one.
 
         Raises:
             VideoNotFound: There is none of this tenant.
@@ -155,7 +218,8 @@ class VideoApplication(Protocol):
             NotFinished: It still runs or waits.
             VideoFailed: It failed.
             VideoCancelled: It was cancelled.
-            InvalidRequest: The offset is past the end.
+            InvalidRequest: The offset is past the end, or there is no such variant.
+            VideoDamaged: What is stored is not what was drawn.
         """
         ...
 

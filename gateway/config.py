@@ -181,6 +181,21 @@ class ArtifactConfig(Settings):
         description="Calls to the store at once, each a thread; more of them wait, within their "
         "time. 16 keep a store of 30 ms busy with 130 MB/s.",
     )
+    pictures_at_once: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Thumbnails and spritesheets drawn at once, each by a process of its own that "
+        "decodes one video at low priority; sixteen times as many may wait. Each is drawn once, so "
+        "two are enough for some videos a second.",
+    )
+    picture_timeout_s: float = Field(
+        default=20.0,
+        gt=0,
+        le=300,
+        description="Seconds for one of them before its process is killed; a video of five seconds "
+        "takes half a second.",
+    )
 
 
 class RegionsConfig(Settings):

@@ -8,6 +8,8 @@
     ├── Unauthenticated         no token, or one that does not hold
     ├── PermissionDenied        a good token without the scope
     ├── VideoNotFound           no such video of this tenant
+    ├── VideoDamaged            the bytes that are stored are not the video's
+    ├── PictureFailed           no picture can be made of the video
     ├── OtherRegion             the id names another region, and its gateways alone know
     ├── ModelNotFound           no such model is served here
     ├── IdempotencyConflict     the key was used with another request
@@ -130,6 +132,18 @@ class VideoNotFound(GatewayError):  # noqa: N818 - likewise
     """No such video of this tenant; another tenant's looks the same."""
 
     code = "video_not_found"
+
+
+class VideoDamaged(GatewayError):  # noqa: N818 - likewise
+    """What is stored is not what was drawn; it is never sent for the whole."""
+
+    code = "video_damaged"
+
+
+class PictureFailed(GatewayError):  # noqa: N818 - likewise
+    """No picture can be made of the video, which is there."""
+
+    code = "picture_failed"
 
 
 class OtherRegion(GatewayError):  # noqa: N818 - likewise

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
-from gateway.application import ALL_FIT, Caller, Download
+from gateway.application import ALL_FIT, JPEG, MP4, Caller, Download, Variant
 from gateway.jobs.attempts import TERMINAL_N, seq_of
 from gateway.jobs.ids import VideoIds, not_here, region_of
 from gateway.jobs.records import no_bytes
 from gateway.jobs.store import TERMINAL_STATUSES
+from gateway.output.local_file import LocalFile
+from gateway.output.threads import Threads
 from gateway.output.wire import encode_event
 from gateway.priority import check_priority, granted
 from gateway.tenants import Policies, TenantPolicies
@@ -32,7 +38,15 @@ from reelkit.clock import Clock
 from reelkit.tracing import current_traceparent
 
 CHUNK_BYTES = 4_096
+FILE_TIMEOUT_S = 10.0
 EXPIRY_S = 24 * 3600
+# Of no video, but JPEGs by their first and last bytes.
+PICTURES: Mapping[Variant, bytes] = MappingProxyType(
+    {
+        video_service_pb2.VIDEO_VARIANT_THUMBNAIL: b"\xff\xd8\xff a thumbnail \xff\xd9",
+        video_service_pb2.VIDEO_VARIANT_SPRITESHEET: b"\xff\xd8\xff a spritesheet \xff\xd9",
+    }
+)
 
 
 def fake_model() -> model_pb2.ModelInfo:
@@ -85,9 +99,11 @@ class _Job:
     events: list[video_pb2.VideoEvent] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: int = 0
+    attempt: int = 1
+    sent: int = 0
 
     def tell(self, n: int, **event: object) -> None:
-        seq = seq_of(1, n)
+        seq = seq_of(self.attempt, n)
         # The keyword is one of the oneof's names; mypy cannot follow that.
         event_ = video_pb2.VideoEvent(seq=seq, video_id=self.video.id, **event)  # type: ignore[arg-type]
         self.events.append(event_)
@@ -109,6 +125,7 @@ class FakeApplication:
             call answers.
         video_bytes: Size of each video.
         policies: What tenants may do.
+        folder: Where downloads are files; nowhere by default.
     """
 
     def __init__(
@@ -119,6 +136,7 @@ class FakeApplication:
         hold: bool = False,
         video_bytes: int = 10_000,
         policies: Policies | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.hold = hold
         self.broken: Exception | None = None
@@ -130,6 +148,8 @@ class FakeApplication:
         self._region = region
         self.video_bytes = video_bytes
         self._policies = policies or TenantPolicies()
+        self._folder = folder
+        self._threads = Threads(4, "fake-files")
         self._ids = VideoIds(region, clock=clock)
         self._models = [fake_model()]
         self._jobs: dict[str, _Job] = {}
@@ -153,10 +173,7 @@ class FakeApplication:
         if job.video.status == video_pb2.VIDEO_STATUS_QUEUED:
             self._start(job)
         spec = job.video.spec
-        for offset in range(0, len(job.data), CHUNK_BYTES):
-            data = job.data[offset : offset + CHUNK_BYTES]
-            chunk = video_pb2.ChunkEvent(attempt=1, offset=offset, data=data)
-            job.tell(1_000 + offset, chunk=chunk)
+        self.send(video_id, until=len(job.data))
         completed = video_pb2.CompletedEvent(
             sha256=hashlib.sha256(job.data).hexdigest(),
             size_bytes=len(job.data),
@@ -167,11 +184,29 @@ class FakeApplication:
             seed=spec.seed,
             model_version=spec.model_version,
             model=spec.model,
-            attempt=1,
+            attempt=job.attempt,
         )
         job.video.result.CopyFrom(completed)
         job.video.progress_percent = 100
         self._end(job, video_pb2.VIDEO_STATUS_COMPLETED, completed=completed)
+
+    def send(self, video_id: str, *, until: int) -> None:
+        """The node sent its bytes up to there."""
+        job = self._jobs[video_id]
+        for offset in range(job.sent, until, CHUNK_BYTES):
+            data = job.data[offset : min(offset + CHUNK_BYTES, until)]
+            chunk = video_pb2.ChunkEvent(attempt=job.attempt, offset=offset, data=data)
+            job.tell(1_000 + offset, chunk=chunk)
+        job.sent = until
+
+    def restart(self, video_id: str) -> None:
+        """Another node begins anew: what was told and sent before is void."""
+        job = self._jobs[video_id]
+        job.attempt += 1
+        job.sent = 0
+        job.events = []
+        restarted = video_pb2.RestartedEvent(attempt=job.attempt, reason="node_lost")
+        job.tell(0, restarted=restarted)
 
     def fail(self, video_id: str, *, code: str, message: str, retryable: bool = False) -> None:
         """The video failed for good."""
@@ -241,9 +276,11 @@ class FakeApplication:
         try:
             queued = video_pb2.QueuedEvent(spec=job.video.spec, durable=job.video.durable)
             yield video_pb2.VideoEvent(video_id=video_id, queued=queued)
-            told = 0
+            events, told = job.events, 0
             while True:
                 changed = job.changed
+                if job.events is not events:
+                    events, told = job.events, 0
                 while told < len(job.events):
                     event = job.events[told]
                     told += 1
@@ -296,16 +333,46 @@ class FakeApplication:
         del self._jobs[video_id]
         self._keys.pop((job.tenant, job.key), None)
 
-    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
+    async def download(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        offset: int,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+        as_file: bool = False,
+    ) -> Download:
         """See the port."""
         job = self._job(caller, video_id)
         if job.video.status != video_pb2.VIDEO_STATUS_COMPLETED:
             raise no_bytes(job.video)
-        if offset > len(job.data):
-            message = f"is past the end: the video has {len(job.data)} bytes"
-            violation = errors.FieldViolation("offset", message, (str(len(job.data)),))
+        if variant not in video_service_pb2.VideoVariant.values():
+            rule = f"must be one of {', '.join(video_service_pb2.VideoVariant.keys())}"
+            raise errors.InvalidRequest((errors.FieldViolation("variant", rule),))
+        picture = PICTURES.get(variant)
+        data = picture or job.data
+        if offset > len(data):
+            message = f"is past the end: there are {len(data)} bytes"
+            violation = errors.FieldViolation("offset", message, (str(len(data)),))
             raise errors.InvalidRequest((violation,))
-        return Download(len(job.data), job.video.result.sha256, _pieces(job.data, offset))
+        return Download(
+            len(data),
+            hashlib.sha256(data).hexdigest(),
+            _pieces(data, offset),
+            content_type=JPEG if picture else MP4,
+            file=self._file(data) if as_file and not picture else None,
+        )
+
+    def _file(self, data: bytes) -> LocalFile | None:
+        if self._folder is None:
+            return None
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(data)
+            file.flush()
+            descriptor = os.dup(file.fileno())
+        return LocalFile(
+            descriptor, size=len(data), executor=self._threads, timeout_s=FILE_TIMEOUT_S
+        )
 
     def models(self) -> tuple[list[model_pb2.ModelInfo], str]:
         """See the port."""

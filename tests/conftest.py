@@ -7,7 +7,7 @@ import hypothesis
 import pytest
 
 from tests.support.models import make_model
-from tests.support.s3 import s3_server  # noqa: F401 - a fixture, used by its name
+from tests.support.s3 import s3_access, s3_server  # noqa: F401 - fixtures, used by their names
 
 # A shell that runs the tests in its background has them ignore Ctrl-C, and what they start
 # inherits that; the tests of an interruption need it.

@@ -16,6 +16,7 @@ from gateway.config import GatewayConfig
 from gateway.core.admission import Admission
 from gateway.core.adoption import Adoption
 from gateway.core.commit import Committer
+from gateway.core.contents import Contents
 from gateway.core.executions import Executions
 from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
@@ -40,6 +41,7 @@ from gateway.output.artifacts import (
     StoreLimits,
     open_store,
 )
+from gateway.output.pictures import Pictures
 from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolBudget
 from gateway.output.threads import Threads
@@ -121,7 +123,14 @@ async def open_core(
         superseded = Superseded(lifetimes=lifetimes, clock=ground.clock, scope=ground.scope)
         adoption = _adoption(ground, executions, lifetimes, superseded)
         videos = _videos(
-            ground, fleet, waiting, committer, lifetimes, executions=executions, adoption=adoption
+            ground,
+            fleet,
+            waiting,
+            committer,
+            lifetimes,
+            executions=executions,
+            adoption=adoption,
+            pictures=_pictures(ground, stack),
         )
         _watch_figures(ground, fleet, waiting, lifetimes, videos)
         yield Core(
@@ -323,6 +332,7 @@ def _videos(
     *,
     executions: Executions,
     adoption: Adoption,
+    pictures: Pictures,
 ) -> Videos:
     config = ground.config
     admission = Admission(
@@ -360,9 +370,29 @@ def _videos(
         lifetimes=lifetimes,
         committer=committer,
         jobs=ground.jobs,
-        artifacts=ground.artifacts,
+        contents=Contents(
+            sources=sources,
+            jobs=ground.jobs,
+            artifacts=ground.artifacts,
+            pictures=pictures,
+            metrics=ground.metrics,
+        ),
         sources=sources,
         peers=ground.peers,
+    )
+
+
+def _pictures(ground: _Ground, stack: AsyncExitStack) -> Pictures:
+    config = ground.config.artifacts
+    threads = Threads(config.pictures_at_once, "pictures")
+    stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
+    return Pictures(
+        artifacts=ground.artifacts,
+        folder=ground.config.spool_dir,
+        executor=threads,
+        parallel=config.pictures_at_once,
+        timeout_s=config.picture_timeout_s,
+        scope=ground.scope,
     )
 
 

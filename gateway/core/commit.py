@@ -22,7 +22,7 @@ from gateway.errors import JobStoreAway
 from gateway.fleet.node_link import NodeLink
 from gateway.jobs import records
 from gateway.jobs.store import TERMINAL_STATUSES, JobStore
-from gateway.output.artifacts import ArtifactError, ArtifactStore, artifact_key
+from gateway.output.artifacts import ArtifactError, ArtifactStore, artifact_key, delete_video
 from gateway.output.spool import VideoBytes
 from gateway.output.spool_budget import SpoolFull
 from gateway.output.spool_file import SpoolFile
@@ -313,7 +313,7 @@ class Committer:
 
     async def _discard(self, key: str) -> None:
         try:
-            await self._artifacts.delete(key)
+            await delete_video(self._artifacts, key)
         except ArtifactError as error:
             # The sweeper collects what nobody refers to.
             _log.warning("artifact not deleted", error=str(error))

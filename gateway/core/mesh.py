@@ -19,7 +19,7 @@ from reelmesh.v1 import (
     video_service_pb2,
 )
 
-from gateway.application import ALL_FIT, Caller, Download
+from gateway.application import ALL_FIT, Caller, Download, Variant
 from gateway.core.load import LoadReporter
 from gateway.core.new_videos import NewVideos
 from gateway.core.videos import Videos
@@ -126,13 +126,26 @@ class MeshVideos:
         else:
             await self._ask(link, lambda address: self._peers.delete(address, caller, video_id))
 
-    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
+    async def download(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        offset: int,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+        as_file: bool = False,
+    ) -> Download:
         """See :meth:`gateway.application.VideoApplication.download`."""
         link = self._away(caller, video_id)
         if link is None:
-            return await self._home.download(caller, video_id, offset=offset)
+            return await self._home.download(
+                caller, video_id, offset=offset, variant=variant, as_file=as_file
+            )
         return await self._ask(
-            link, lambda address: self._peers.download(address, caller, video_id, offset=offset)
+            link,
+            lambda address: self._peers.download(
+                address, caller, video_id, offset=offset, variant=variant
+            ),
         )
 
     async def watch(

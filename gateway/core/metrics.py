@@ -88,6 +88,11 @@ class GatewayMetrics:
             "Nodes taken out for a while by their failure rate.",
             registry=registry,
         )
+        self._damaged = Counter(
+            "reelmesh_gateway_artifacts_damaged",
+            "Reads of finished videos whose bytes were not those that were drawn.",
+            registry=registry,
+        )
         self._bytes = Counter(
             "reelmesh_gateway_video_bytes", "Bytes of finished videos.", registry=registry
         )
@@ -122,6 +127,10 @@ class GatewayMetrics:
         """Counts a run that failed for a cause of the node's own."""
         self._placements.labels("failed").inc()
         self._node_failures.labels(_bounded(cause)).inc()
+
+    def artifact_damaged(self) -> None:
+        """Counts a read of a finished video that was refused for its digest."""
+        self._damaged.inc()
 
     def node_ejected(self) -> None:
         """Counts an ejection."""

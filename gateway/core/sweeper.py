@@ -9,7 +9,7 @@ import structlog
 
 from gateway.jobs.ids import region_of
 from gateway.jobs.store import JobStore
-from gateway.output.artifacts import ArtifactError, ArtifactStore
+from gateway.output.artifacts import ArtifactError, ArtifactStore, delete_video
 from reelkit.clock import Clock
 
 _log = structlog.get_logger("gateway.sweeper")
@@ -108,6 +108,6 @@ class Sweeper:
 
     async def _delete(self, key: str) -> None:
         try:
-            await self._artifacts.delete(key)
+            await delete_video(self._artifacts, key)
         except ArtifactError as error:
             _log.warning("artifact not deleted", key=key, error=str(error))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Mapping
-from typing import TypeVar
 
-import structlog
 from reelmesh.v1 import (
     fleet_service_pb2,
     model_pb2,
@@ -14,31 +12,21 @@ from reelmesh.v1 import (
     video_service_pb2,
 )
 
-from gateway.application import ALL_FIT, Caller, Download
+from gateway.application import ALL_FIT, Caller, Download, Variant
 from gateway.core.admission import Admission, Outlook
 from gateway.core.commit import Committer
+from gateway.core.contents import Contents
 from gateway.core.execution import Execution
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.sources import Remote, Sources
-from gateway.errors import (
-    FieldViolation,
-    InvalidRequest,
-    Unavailable,
-    VideoNotFound,
-)
+from gateway.errors import FieldViolation, InvalidRequest
 from gateway.fleet.nodes import Fleet
 from gateway.fleet.order import Standing
 from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs.ids import not_here, region_of
-from gateway.jobs.records import no_bytes
 from gateway.jobs.store import JobStore
-from gateway.output.artifacts import ArtifactError, ArtifactMissing, ArtifactStore, pieces
 from gateway.peers.client import PeerGone, Peers
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
-
-T = TypeVar("T")
-
-_log = structlog.get_logger("gateway.videos")
 
 
 class Videos:
@@ -60,7 +48,7 @@ class Videos:
         lifetimes: Lifetimes,
         committer: Committer,
         jobs: JobStore,
-        artifacts: ArtifactStore,
+        contents: Contents,
         sources: Sources,
         peers: Peers,
     ) -> None:
@@ -71,7 +59,7 @@ class Videos:
         self._lifetimes = lifetimes
         self._committer = committer
         self._jobs = jobs
-        self._artifacts = artifacts
+        self._contents = contents
         self._sources = sources
         self._peers = peers
 
@@ -149,7 +137,7 @@ class Videos:
     ) -> AsyncGenerator[video_pb2.VideoEvent]:
         """See :meth:`gateway.application.VideoApplication.watch`."""
         events = self._sources.events(caller, video_id, after_seq=after_seq)
-        async with contextlib.aclosing(_told(events, video_id)) as told:
+        async with contextlib.aclosing(self._contents.told(events, video_id)) as told:
             async for event in told:
                 yield event
 
@@ -158,7 +146,7 @@ class Videos:
     ) -> AsyncGenerator[bytes]:
         """See :meth:`gateway.application.VideoApplication.watch_encoded`."""
         encoded = self._sources.encoded(caller, video_id, after_seq=after_seq)
-        async with contextlib.aclosing(_told(encoded, video_id)) as told:
+        async with contextlib.aclosing(self._contents.told(encoded, video_id)) as told:
             async for message in told:
                 yield message
 
@@ -186,20 +174,18 @@ class Videos:
             videos.append(record.video if execution is None else execution.video())
         return videos, videos[-1].id if more else ""
 
-    async def download(self, caller: Caller, video_id: str, *, offset: int) -> Download:
+    async def download(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        offset: int,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+        as_file: bool = False,
+    ) -> Download:
         """See :meth:`gateway.application.VideoApplication.download`."""
-        record = await self._sources.record(caller, video_id)
-        video = record.video
-        if video.status != video_pb2.VIDEO_STATUS_COMPLETED:
-            raise no_bytes(video)
-        total = video.result.size_bytes
-        if not 0 <= offset <= total:
-            rule = f"must be 0 to {total}, the video's size in bytes, not {offset}"
-            nearest = str(min(max(offset, 0), total))
-            raise InvalidRequest((FieldViolation("offset", rule, (nearest,)),))
-        chunks = pieces(self._artifacts, record.artifact_key, offset=offset, total=total)
-        return Download(
-            total_bytes=total, sha256=video.result.sha256, chunks=_told(chunks, video_id)
+        return await self._contents.download(
+            caller, video_id, offset=offset, variant=variant, as_file=as_file
         )
 
     # --- end ---
@@ -288,16 +274,3 @@ class Videos:
             heard = self._fleet.heard
             return False, "no ready node" if heard else "no word from the control plane yet"
         return True, ""
-
-
-async def _told(items: AsyncGenerator[T], video_id: str) -> AsyncGenerator[T]:
-    """The same items; a store that fails under them is told in a client's words."""
-    try:
-        async with contextlib.aclosing(items):
-            async for item in items:
-                yield item
-    except ArtifactMissing:
-        raise VideoNotFound("the video has expired") from None
-    except (ArtifactError, OSError) as error:
-        _log.error("video not readable", job_id=video_id, error=str(error))
-        raise Unavailable("the video cannot be read now", retry_after_s=5.0) from None

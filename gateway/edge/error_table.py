@@ -56,6 +56,12 @@ ERROR_TABLE: Mapping[type[errors.GatewayError], ErrorRow] = MappingProxyType(
             "permission_error",
         ),
         errors.VideoNotFound: ErrorRow(404, "No such video", grpc.StatusCode.NOT_FOUND),
+        errors.VideoDamaged: ErrorRow(
+            500, "The stored video is damaged", grpc.StatusCode.DATA_LOSS, "server_error"
+        ),
+        errors.PictureFailed: ErrorRow(
+            500, "No picture can be made", grpc.StatusCode.INTERNAL, "server_error"
+        ),
         # Not 404: this region cannot tell whether the video exists.
         errors.OtherRegion: ErrorRow(
             421, "The video lives in another region", grpc.StatusCode.NOT_FOUND

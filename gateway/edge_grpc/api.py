@@ -172,9 +172,14 @@ class _Videos:
     async def DownloadVideo(  # noqa: N802 - likewise
         self, caller: Caller, request: video_pb2.DownloadVideoRequest, write: Write
     ) -> None:
-        download = await self._application.download(caller, request.video_id, offset=request.offset)
+        download = await self._application.download(
+            caller, request.video_id, offset=request.offset, variant=request.variant
+        )
         head = video_pb2.DownloadVideoResponse(
-            offset=request.offset, total_bytes=download.total_bytes, sha256=download.sha256
+            offset=request.offset,
+            total_bytes=download.total_bytes,
+            sha256=download.sha256,
+            content_type=download.content_type,
         )
         offset = request.offset
         async with closing(download.chunks) as chunks:

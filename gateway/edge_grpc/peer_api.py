@@ -83,8 +83,12 @@ class _Peers:
     async def download(
         self, caller: Caller, request: pb.DownloadPeerVideoRequest, write: Write
     ) -> None:
-        found = await self._application.download(caller, request.video_id, offset=request.offset)
-        head = pb.DownloadPeerVideoResponse(total_bytes=found.total_bytes, sha256=found.sha256)
+        found = await self._application.download(
+            caller, request.video_id, offset=request.offset, variant=request.variant
+        )
+        head = pb.DownloadPeerVideoResponse(
+            total_bytes=found.total_bytes, sha256=found.sha256, content_type=found.content_type
+        )
         await write(head.SerializeToString())
         async with closing(found.chunks) as chunks:
             async for data in chunks:

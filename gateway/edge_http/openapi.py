@@ -40,6 +40,7 @@ _PROBLEMS: Final = {
     "416": "The range lies outside the video.",
     "421": "The video lives in another region, which this gateway does not know.",
     "422": "The idempotency key was used with another request.",
+    "500": "What is stored is damaged, or no picture can be made of it; a retry does not help.",
     "429": "A limit is reached; Retry-After says when to come back.",
     "503": "The region cannot serve now; Retry-After says when to come back.",
 }
@@ -144,14 +145,27 @@ def _of_its_bytes() -> dict[str, Json]:
             _operation(
                 "downloadVideo",
                 "Download a video",
-                "The MP4, whole or one range of it. Its ETag is the sha256.",
+                "The MP4 or a picture of it, whole or one range of it. Its ETag is the sha256. A "
+                "whole one that arrives whole is what was drawn: a damaged one breaks off.",
                 ok=None,
                 parameters=[
                     _VIDEO_ID,
+                    _query(
+                        "variant",
+                        {"enum": ["video", "thumbnail", "spritesheet"]},
+                        "thumbnail: the frame in the middle; spritesheet: up to 16 frames from "
+                        "first to last, four in a row. Both are JPEGs.",
+                    ),
+                    _query(
+                        "follow",
+                        {"enum": ["0", "1"]},
+                        "1: a video that is not finished is sent as it is drawn. Where its bytes "
+                        "become void, as when another node begins anew, the connection is reset.",
+                    ),
                     _header("Range", "One range of bytes."),
                     _header("If-None-Match", "Answers 304 where it is the ETag."),
                 ],
-                errors=("404", "409", "416", "421"),
+                errors=("400", "404", "409", "416", "421", "500"),
             )
         ),
         "GET /v1/videos/{video_id}/events": _with_events(
@@ -271,7 +285,8 @@ def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
 
 
 def _with_content(operation: Json) -> Json:
-    video = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    video = {"video/mp4": binary, "image/jpeg": binary}
     operation["responses"]["200"]["content"] = video
     operation["responses"]["206"] = {"description": "The range.", "content": video}
     operation["responses"]["304"] = {"description": "It is what the client has."}

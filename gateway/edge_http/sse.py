@@ -14,6 +14,7 @@ from gateway.edge.config import EdgeConfig
 from gateway.edge.streams import closing
 from gateway.edge_http.json_values import dumps, to_json
 from gateway.edge_http.problem import problem_body, problem_of
+from gateway.edge_http.query import flag
 from gateway.edge_http.writing import write_within
 from gateway.jobs.attempts import TERMINAL_N, split_seq
 from reelkit.clock import Clock
@@ -44,7 +45,7 @@ async def stream_events(
         InvalidRequest: The seq or a parameter is malformed.
     """
     after_seq = _after_seq(request)
-    with_chunks = _flag(request, "chunks")
+    with_chunks = flag(request, "chunks")
     # Asked here since the first step of a watch may take as long as a step of the model.
     await application.get(caller, video_id)
     if split_seq(after_seq)[1] == TERMINAL_N:
@@ -131,10 +132,3 @@ def _after_seq(request: web.Request) -> int:
             (errors.FieldViolation(name, "must be the id of an event, a whole number"),)
         )
     return int(text)
-
-
-def _flag(request: web.Request, name: str) -> bool:
-    text = request.query.get(name, "0")
-    if text not in ("0", "1"):
-        raise errors.InvalidRequest((errors.FieldViolation(name, "must be 0 or 1", ("0", "1")),))
-    return text == "1"

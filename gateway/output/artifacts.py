@@ -9,11 +9,16 @@ asynchronous ones can abort the interpreter when one ends as the process exits (
 with 0.12.1's ``collect_async``). The threads are the store's own, bounded, and nobody
 waits for one longer than a deadline: a dead mount holds up neither the rest of the
 gateway nor its end.
+
+What is read whole is held against its digest as it passes; a file that the kernel sends is
+read and checked once before. A range of an artifact in an object store cannot be checked.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
@@ -28,6 +33,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from gateway.output.artifact_write import RevocableWrite
+from gateway.output.local_file import KnownDigests, LocalFile, open_file
 from gateway.output.spool_file import SpoolFile
 from gateway.output.threads import Threads
 
@@ -36,6 +42,7 @@ T = TypeVar("T")
 _log = structlog.get_logger("gateway.artifacts")
 
 _PREFIX: Final = "videos"
+_ENDING: Final = ".mp4"
 _MARKER_FOLDER: Final = "gateways"
 READ_PIECE_BYTES: Final = 256 * 1024
 _LISTED_AT_ONCE: Final = 1000
@@ -50,6 +57,10 @@ class ArtifactError(Exception):
 
 class ArtifactMissing(ArtifactError):  # noqa: N818 - named for what it says
     """There is no artifact under the key."""
+
+
+class ArtifactCorrupt(ArtifactError):  # noqa: N818 - likewise
+    """The artifact's bytes are not those that its record names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,25 @@ class ArtifactStore(Protocol):
         """
         ...
 
+    async def fetch(self, key: str, *, max_bytes: int) -> bytes:
+        """The whole of a small artifact.
+
+        Raises:
+            ArtifactMissing: There is no such artifact.
+            ArtifactError: The store failed, or it is larger.
+        """
+        ...
+
+    async def open(self, key: str, *, sha256: str) -> LocalFile | None:
+        """The artifact as an open file of this host, which the caller closes; None: it is none.
+
+        Raises:
+            ArtifactMissing: There is no such artifact.
+            ArtifactCorrupt: Its digest is another.
+            ArtifactError: The store failed.
+        """
+        ...
+
     async def delete(self, key: str) -> None:
         """Removes an artifact; none is fine.
 
@@ -112,17 +142,62 @@ class ArtifactStore(Protocol):
 
 def artifact_key(video_id: str, attempt: int) -> str:
     """A key that nobody else will write."""
-    return f"{_PREFIX}/{video_id}/{attempt}-{secrets.token_hex(4)}.mp4"
+    return f"{_PREFIX}/{video_id}/{attempt}-{secrets.token_hex(4)}{_ENDING}"
+
+
+PICTURE_ENDINGS: Final = {"thumbnail": ".thumbnail.jpg", "spritesheet": ".spritesheet.jpg"}
+"""What pictures of a video are kept under, in place of its own ending."""
+
+
+def picture_key(key: str, kind: str) -> str:
+    """The key of a picture of the video under ``key``."""
+    return key.removesuffix(_ENDING) + PICTURE_ENDINGS[kind]
+
+
+async def delete_video(store: ArtifactStore, key: str) -> None:
+    """Removes a video's artifact and every picture of it.
+
+    The video goes first: a picture that stays for a failure is found by the sweeper.
+
+    Raises:
+        ArtifactError: The store failed; it may be called again.
+    """
+    await store.delete(key)
+    if key.endswith(_ENDING):
+        for kind in PICTURE_ENDINGS:
+            await store.delete(picture_key(key, kind))
 
 
 async def pieces(
-    store: ArtifactStore, key: str, *, offset: int, total: int
+    store: ArtifactStore, key: str, *, offset: int, total: int, sha256: str = ""
 ) -> AsyncGenerator[bytes]:
-    """The bytes from ``offset`` on, in pieces of 256 KiB."""
+    """The bytes from ``offset`` on, in pieces of 256 KiB.
+
+    The last piece of a whole artifact is held back until the digest is that of ``sha256``,
+    where that is given: nobody takes the wrong bytes for the whole of it.
+
+    Raises:
+        ArtifactCorrupt: It is another.
+    """
+    digest = hashlib.sha256() if sha256 and offset == 0 else None
     while offset < total:
         piece = await store.read(key, offset, min(READ_PIECE_BYTES, total - offset))
-        yield piece
         offset += len(piece)
+        if digest is not None:
+            digest.update(piece)
+            if offset == total:
+                check_digest(key, digest.hexdigest(), sha256)
+        yield piece
+
+
+def check_digest(key: str, found: str, wanted: str) -> None:
+    """Lets the right digest pass.
+
+    Raises:
+        ArtifactCorrupt: It is another.
+    """
+    if found != wanted:
+        raise ArtifactCorrupt(f"{key}: its sha256 is {found} and should be {wanted}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +235,7 @@ class ObstoreArtifacts:
         self._folder = folder
         self._limits = limits or StoreLimits()
         self._threads = Threads(self._limits.max_parallel, "artifacts")
+        self._digests = KnownDigests()
 
     async def close(self) -> None:
         """Waits a moment for the calls under way and leaves those that hang."""
@@ -205,6 +281,40 @@ class ObstoreArtifacts:
     def _read(self, key: str, offset: int, length: int) -> bytes:
         return bytes(obstore.get_range(self._store, key, start=offset, length=length))
 
+    async def fetch(self, key: str, *, max_bytes: int) -> bytes:
+        """See :meth:`ArtifactStore.fetch`."""
+        return await self._call(self._fetch, key, max_bytes)
+
+    def _fetch(self, key: str, max_bytes: int) -> bytes:
+        found = obstore.get(self._store, key)
+        size = found.meta["size"]
+        if size > max_bytes:
+            raise ArtifactError(f"{self._where}: {key} has {size} bytes, more than {max_bytes}")
+        return bytes(found.bytes())
+
+    async def open(self, key: str, *, sha256: str) -> LocalFile | None:
+        """See :meth:`ArtifactStore.open`."""
+        if self._folder is None:
+            return None
+        opening = self._threads.submit(self._open, self._folder / key, sha256)
+        try:
+            # The first time it is read whole.
+            descriptor, size = await self._result(opening, self._limits.write_timeout_s)
+        except BaseException:
+            opening.add_done_callback(_close_opened)
+            raise
+        timeout_s = self._limits.timeout_s
+        return LocalFile(descriptor, size=size, executor=self._threads, timeout_s=timeout_s)
+
+    def _open(self, path: Path, sha256: str) -> tuple[int, int]:
+        descriptor, identity = open_file(path)
+        try:
+            check_digest(path.name, self._digests.of(descriptor, identity), sha256)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor, identity[2]
+
     async def delete(self, key: str) -> None:
         """See :meth:`ArtifactStore.delete`."""
         try:
@@ -243,6 +353,12 @@ class ObstoreArtifacts:
         except (BaseError, OSError) as error:
             what = f"no answer within {timeout_s:g} s" if limit.expired() else error
             raise ArtifactError(f"{self._where}: {what}") from error
+
+
+def _close_opened(opening: Future[tuple[int, int]]) -> None:
+    """Closes a file that is opened when nobody waits for it any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result()[0])
 
 
 def _next_page(pages: Any) -> list[StoredArtifact] | None:

@@ -8,13 +8,14 @@ be matched to a piece.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator
 
 from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway.jobs.attempts import REPLAY_N, TERMINAL_N, seq_of, split_seq
 from gateway.jobs.records import last_attempt, terminal_event
-from gateway.output.artifacts import READ_PIECE_BYTES, ArtifactStore
+from gateway.output.artifacts import READ_PIECE_BYTES, ArtifactStore, check_digest
 
 
 async def replay(
@@ -24,6 +25,8 @@ async def replay(
 
     Raises:
         ArtifactMissing: It expired meanwhile.
+        ArtifactCorrupt: All of its bytes were asked for, and are not what was drawn; it is said
+            before the last of them.
         ArtifactError: The store failed.
     """
     video = record.video
@@ -51,10 +54,15 @@ async def _bytes(
         seq = seq_of(attempt, REPLAY_N)
         yield video_pb2.VideoEvent(seq=seq, video_id=video.id, restarted=restarted)
     total = video.result.size_bytes
+    digest = hashlib.sha256() if piece == 0 else None
     for offset in range(piece * READ_PIECE_BYTES, total, READ_PIECE_BYTES):
         piece += 1
         length = min(READ_PIECE_BYTES, total - offset)
         data = await artifacts.read(record.artifact_key, offset, length)
+        if digest is not None:
+            digest.update(data)
+            if offset + length == total:
+                check_digest(record.artifact_key, digest.hexdigest(), video.result.sha256)
         chunk = video_pb2.ChunkEvent(attempt=attempt, offset=offset, data=data)
         seq = seq_of(attempt, REPLAY_N + piece)
         yield video_pb2.VideoEvent(seq=seq, video_id=video.id, chunk=chunk)

@@ -13,7 +13,7 @@ from reelmesh.v1 import peer_service_pb2 as pb
 from reelmesh.v1 import video_pb2, video_service_pb2
 from reelmesh.v1.peer_service_pb2_grpc import PeerServiceStub
 
-from gateway.application import FROM_PEER, Caller, Download
+from gateway.application import FROM_PEER, MP4, Caller, Download, Variant
 from gateway.errors import (
     FieldViolation,
     GatewayError,
@@ -22,9 +22,11 @@ from gateway.errors import (
     JobStoreAway,
     ModelNotFound,
     NotFinished,
+    PictureFailed,
     ResourceExhausted,
     Unavailable,
     VideoCancelled,
+    VideoDamaged,
     VideoFailed,
 )
 from reelkit.tracing import trace_metadata
@@ -187,7 +189,7 @@ class Peers:
             call.cancel()
 
     async def download(
-        self, address: str, caller: Caller, video_id: str, *, offset: int
+        self, address: str, caller: Caller, video_id: str, *, offset: int, variant: Variant
     ) -> Download:
         """The finished bytes from an offset, from another region.
 
@@ -196,7 +198,7 @@ class Peers:
             GatewayError: Refused there, in that gateway's words.
         """
         request = pb.DownloadPeerVideoRequest(
-            identity=self._identity(caller), video_id=video_id, offset=offset
+            identity=self._identity(caller), video_id=video_id, offset=offset, variant=variant
         )
         call = self._stub(address).DownloadPeerVideo(request, metadata=trace_metadata())
         try:
@@ -209,7 +211,12 @@ class Peers:
             raise _told(error) from None
         if not isinstance(head, pb.DownloadPeerVideoResponse):
             raise PeerGone("the answer ended before it began")
-        return Download(head.total_bytes, head.sha256, _pieces(call, head.data))
+        return Download(
+            head.total_bytes,
+            head.sha256,
+            _pieces(call, head.data),
+            content_type=head.content_type or MP4,
+        )
 
     def _identity(self, caller: Caller) -> pb.PeerIdentity:
         """Who asks, as the token said at the first gateway."""
@@ -280,9 +287,11 @@ _ERRORS: dict[str, type[GatewayError]] = {
         JobStoreAway,
         ModelNotFound,
         NotFinished,
+        PictureFailed,
         ResourceExhausted,
         Unavailable,
         VideoCancelled,
+        VideoDamaged,
         VideoFailed,
     )
 }

@@ -1,5 +1,6 @@
 """What every ArtifactStore promises: a local folder and a store by URL alike."""
 
+import hashlib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,31 +8,27 @@ import obstore
 import pytest
 
 from gateway.output.artifacts import (
+    ArtifactCorrupt,
     ArtifactError,
     ArtifactMissing,
     artifact_key,
+    delete_video,
     open_store,
+    picture_key,
     pieces,
 )
 from gateway.output.spool_file import SpoolFile
 from tests.support.artifacts import listed
-from tests.support.s3 import BUCKET, SECRET_ACCESS_KEY, s3_environment
+from tests.support.s3 import BUCKET, SECRET_ACCESS_KEY
 
 VIDEO_ID = "ap-01jd3x8z5q0e8m2c4r6t7v9wxy"
 DATA = bytes(range(256)) * 3000
+SHA256 = hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.fixture
-def s3_prefix(s3_server, monkeypatch):
-    """A folder of its own in a real S3, which the environment leads to as in production."""
-    environment = {
-        **s3_environment(),
-        "AWS_ENDPOINT": f"http://{s3_server.address}",
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def s3_prefix(s3_access):
+    """A folder of its own in a real S3."""
     return f"artifacts/{uuid.uuid4().hex}"
 
 
@@ -90,6 +87,63 @@ async def test_a_deleted_artifact_is_gone(store, data):
     with pytest.raises(ArtifactMissing):
         await store.read(key, 0, 1)
     await store.delete(key)
+
+
+async def test_a_small_one_is_fetched_whole(store, data):
+    key = artifact_key(VIDEO_ID, 1)
+    await store.put(key, data)
+    assert await store.fetch(key, max_bytes=len(DATA)) == DATA
+    with pytest.raises(ArtifactError, match="more than"):
+        await store.fetch(key, max_bytes=len(DATA) - 1)
+    with pytest.raises(ArtifactMissing):
+        await store.fetch(artifact_key(VIDEO_ID, 2), max_bytes=1)
+
+
+async def test_bytes_that_are_not_the_digests_do_not_pass_for_the_whole(store, data):
+    key = artifact_key(VIDEO_ID, 1)
+    await store.put(key, data)
+    whole = pieces(store, key, offset=0, total=len(DATA), sha256=SHA256)
+    assert b"".join([piece async for piece in whole]) == DATA
+    got = []
+
+    async def take_all():
+        whole = pieces(store, key, offset=0, total=len(DATA), sha256="0" * 64)
+        got.extend([piece async for piece in whole])
+
+    with pytest.raises(ArtifactCorrupt, match=SHA256):
+        await take_all()
+    assert len(b"".join(got)) < len(DATA)
+    # A part of it says nothing of the whole.
+    part = pieces(store, key, offset=1, total=len(DATA), sha256="0" * 64)
+    assert b"".join([piece async for piece in part]) == DATA[1:]
+
+
+async def test_a_video_is_deleted_with_its_pictures(store, data):
+    key = artifact_key(VIDEO_ID, 1)
+    other = artifact_key(VIDEO_ID, 2)
+    for each in (key, picture_key(key, "thumbnail"), picture_key(key, "spritesheet"), other):
+        await store.put(each, data)
+    assert {a.video_id for a in await listed(store)} == {VIDEO_ID}
+    await delete_video(store, key)
+    assert [a.key for a in await listed(store)] == [other]
+    await delete_video(store, other)
+    await delete_video(store, other)
+    assert await listed(store) == []
+
+
+async def test_a_folders_artifact_is_opened_once_it_is_the_right_one(store, data):
+    key = artifact_key(VIDEO_ID, 1)
+    await store.put(key, data)
+    opened = await store.open(key, sha256=SHA256)
+    if opened is None:
+        # Of another store than a plain folder.
+        return
+    assert await opened.read(7, 9) == DATA[7:16]
+    opened.close()
+    with pytest.raises(ArtifactCorrupt, match="0000"):
+        await store.open(key, sha256="0" * 64)
+    with pytest.raises(ArtifactMissing):
+        await store.open(artifact_key(VIDEO_ID, 2), sha256=SHA256)
 
 
 async def test_a_read_past_the_end_is_an_error(store):

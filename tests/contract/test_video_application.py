@@ -165,42 +165,6 @@ async def test_two_watchers_get_the_same_bytes(harness):
     assert data_of(await first) == data_of(await second) != b""
 
 
-# --- download ---
-
-
-async def test_a_download_is_the_bytes_of_the_chunks(harness):
-    video, events = await finished(harness)
-    download = await harness.application.download(ME, video.id, offset=0)
-    data = b"".join([piece async for piece in download.chunks])
-    assert data == data_of(events)
-    assert (download.total_bytes, download.sha256) == (
-        len(data),
-        hashlib.sha256(data).hexdigest(),
-    )
-
-
-async def test_a_download_goes_on_from_an_offset(harness):
-    video, events = await finished(harness)
-    data = data_of(events)
-    for offset in (1, len(data) - 1, len(data)):
-        download = await harness.application.download(ME, video.id, offset=offset)
-        assert b"".join([piece async for piece in download.chunks]) == data[offset:]
-        assert download.total_bytes == len(data)
-
-
-async def test_a_download_past_the_end_is_refused(harness):
-    video, events = await finished(harness)
-    with pytest.raises(errors.InvalidRequest) as raised:
-        await harness.application.download(ME, video.id, offset=len(data_of(events)) + 1)
-    assert raised.value.violations[0].field == "offset"
-
-
-async def test_an_unfinished_video_has_no_bytes_to_download(app):
-    video = await create(app)
-    with pytest.raises(errors.NotFinished):
-        await app.download(ME, video.id, offset=0)
-
-
 # --- cancel and delete ---
 
 

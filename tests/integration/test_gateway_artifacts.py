@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
-from reelmesh.v1 import video_pb2
+from reelmesh.v1 import video_pb2, video_service_pb2
 
 from gateway import errors
+from gateway.output import local_file
 from gateway.output.artifacts import ArtifactMissing, open_store
 from reelkit.settings import ConfigError
 from tests.support import fakenode
@@ -101,6 +102,56 @@ async def test_an_artifact_that_is_gone_is_not_found(tmp_path):
         download = await gateway.core.videos.download(ME, video.id, offset=0)
         with pytest.raises(errors.VideoNotFound):
             await anext(download.chunks)
+
+
+def damage(tmp_path):
+    """One bit of the only video in the gateway's folder is another."""
+    (path,) = (tmp_path / "gateway" / "artifacts" / "videos").glob("*/*.mp4")
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+
+
+async def test_a_damaged_video_is_never_sent_for_the_whole(tmp_path):
+    node = FakeNode("n0")
+    async with serve_node(node), open_gateway(tmp_path, runs={"linger_s": 0}) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        assert data_of(await gateway.watched(video.id)) == VIDEO
+        opened = await gateway.videos.download(ME, video.id, offset=0, as_file=True)
+        damage(tmp_path)
+        opened.file.close()
+        # The kernel would send it unseen: it is looked at before.
+        with pytest.raises(errors.VideoDamaged):
+            await gateway.videos.download(ME, video.id, offset=0, as_file=True)
+        download = await gateway.videos.download(ME, video.id, offset=0)
+        with pytest.raises(errors.VideoDamaged):
+            await anext(download.chunks)
+        with pytest.raises(errors.VideoDamaged):
+            await gateway.watched(video.id)
+        thumbnail = video_service_pb2.VIDEO_VARIANT_THUMBNAIL
+        with pytest.raises(errors.VideoDamaged):
+            await gateway.videos.download(ME, video.id, offset=0, variant=thumbnail)
+        assert gateway.metric("artifacts_damaged_total") == 4
+
+
+async def test_a_file_is_checked_once_and_again_when_it_was_replaced(tmp_path, monkeypatch):
+    hashed = []
+    whole = local_file.sha256_of
+    monkeypatch.setattr(local_file, "sha256_of", lambda fd: hashed.append(fd) or whole(fd))
+    node = FakeNode("n0")
+    async with serve_node(node), open_gateway(tmp_path) as gateway:
+        await gateway.know(node)
+        video = await gateway.create()
+        await gateway.watched(video.id)
+        for _ in range(3):
+            download = await gateway.videos.download(ME, video.id, offset=0, as_file=True)
+            download.file.close()
+        assert len(hashed) == 1
+        damage(tmp_path)
+        with pytest.raises(errors.VideoDamaged):
+            await gateway.videos.download(ME, video.id, offset=0, as_file=True)
+        assert len(hashed) == 2
 
 
 async def test_a_large_video_passes_the_disk_once_and_comes_back_whole(tmp_path):

@@ -123,6 +123,22 @@ async def test_a_download_tells_size_and_digest_once_and_goes_on_from_an_offset(
     assert past.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_pictures_are_downloaded_by_their_variant(edges):
+    video = await create(edges)
+
+    async def download(variant):
+        request = video_service_pb2.DownloadVideoRequest(video_id=video.id, variant=variant)
+        call = edges.videos.DownloadVideo(request, metadata=edges.metadata())
+        return [response async for response in call]
+
+    for variant, content_type in ((0, "video/mp4"), (1, "video/mp4"), (2, "image/jpeg")):
+        (first, *_rest) = await download(variant)
+        assert first.content_type == content_type
+    error = await refused(download(9))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "VIDEO_VARIANT_SPRITESHEET" in error.details()
+
+
 async def test_an_unfinished_video_has_no_download(edges):
     edges.application.hold = True
     video = await create(edges)

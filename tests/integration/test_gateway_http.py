@@ -1,8 +1,6 @@
 """The HTTP edge over a real server and the fake application."""
 
 import asyncio
-import contextlib
-import dataclasses
 import json
 
 import aiohttp
@@ -199,70 +197,6 @@ async def test_an_unfinished_video_has_no_content_and_no_retry_is_asked_for(edge
     assert headers["x-should-retry"] == "false"
 
 
-async def test_ranges_of_the_content(edges):
-    created = await create(edges)
-    path = f"/v1/videos/{created['id']}/content"
-    _s, headers, whole = await call(edges, "GET", path)
-    assert headers["Accept-Ranges"] == "bytes"
-    total = len(whole)
-    for asked, start, stop in (
-        ("bytes=0-0", 0, 1),
-        ("bytes=4000-4999", 4000, 5000),
-        ("bytes=9990-", 9990, total),
-        ("bytes=-10", total - 10, total),
-        ("bytes=-99999999", 0, total),
-        ("bytes=9000-99999999", 9000, total),
-    ):
-        status, headers, part = await call(edges, "GET", path, headers={"Range": asked})
-        expected = 200 if (start, stop) == (0, total) else 206
-        assert (status, part) == (expected, whole[start:stop]), asked
-        if expected == 206:
-            assert headers["Content-Range"] == f"bytes {start}-{stop - 1}/{total}"
-    for ignored in ("bytes=0-1,5-6", "bytes=5-1", "pages=1-2", "bytes=", "bytes=-", "bytes=a-b"):
-        status, _headers, part = await call(edges, "GET", path, headers={"Range": ignored})
-        assert (status, part) == (200, whole), ignored
-
-
-@pytest.mark.parametrize("asked", ["bytes=10000-", "bytes=999999-1000000", "bytes=-0"])
-async def test_a_range_outside_is_416(edges, asked):
-    created = await create(edges)
-    path = f"/v1/videos/{created['id']}/content"
-    status, headers, problem = await call(edges, "GET", path, headers={"Range": asked})
-    assert (status, problem["code"]) == (416, "range_not_satisfiable")
-    assert headers["Content-Range"] == "bytes */10000"
-
-
-async def test_etags_save_bytes_and_guard_ranges(edges):
-    created = await create(edges)
-    path = f"/v1/videos/{created['id']}/content"
-    _s, headers, whole = await call(edges, "GET", path)
-    etag = headers["ETag"]
-    status, _h, data = await call(edges, "GET", path, headers={"If-None-Match": f'"x", W/{etag}'})
-    assert (status, data) == (304, b"")
-    ranged = {"Range": "bytes=1-2", "If-Range": etag}
-    status, _h, data = await call(edges, "GET", path, headers=ranged)
-    assert (status, data) == (206, whole[1:3])
-    status, _h, data = await call(edges, "GET", path, headers={**ranged, "If-Range": '"old"'})
-    assert (status, data) == (200, whole)
-
-
-async def test_head_tells_the_length_without_the_bytes(edges):
-    created = await create(edges)
-    path = f"/v1/videos/{created['id']}/content"
-    status, headers, data = await call(edges, "HEAD", path)
-    assert (status, headers["Content-Length"], data) == (200, "10000", b"")
-    # The connection is still good for the next request.
-    assert (await call(edges, "GET", path))[0] == 200
-
-
-async def test_only_the_video_variant_is_kept(edges):
-    created = await create(edges)
-    path = f"/v1/videos/{created['id']}/content"
-    assert (await call(edges, "GET", f"{path}?variant=video"))[0] == 200
-    status, _headers, problem = await call(edges, "GET", f"{path}?variant=thumbnail")
-    assert (status, problem["error"]["param"]) == (400, "variant")
-
-
 # --- the rest of the surface ---
 
 
@@ -371,54 +305,6 @@ async def open_raw(edges, method, path, *more):
     lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: {token}", *more, "", ""]
     writer.write("\r\n".join(lines).encode())
     return reader, writer
-
-
-async def test_a_reader_that_takes_nothing_is_cut_off(tmp_path):
-    config = EdgeConfig(write_timeout_s=0.1)
-    async with serve_edges(tmp_path, config=config) as edges, asyncio.timeout(30):
-        edges.application.video_bytes = size = 30_000_000
-        created = await create(edges)
-        reader, writer = await open_raw(edges, "GET", f"/v1/videos/{created['id']}/content")
-        total = len(await reader.read(1))
-        labels = {"protocol": "http", "route": "/v1/videos/{video_id}/content", "method": "GET"}
-        name = "reelmesh_gateway_requests_in_flight"
-        while edges.registry.get_sample_value(name, labels):  # noqa: ASYNC110 - a gauge tells nobody
-            await asyncio.sleep(0.01)
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(1_000_000):
-                total += len(data)
-        assert total < size
-        writer.transport.abort()
-
-
-async def test_an_artifact_that_ends_early_breaks_the_answer(edges, monkeypatch):
-    created = await create(edges)
-    whole = edges.application.download
-
-    async def short(caller, video_id, *, offset):
-        return await whole(caller, video_id, offset=offset + 5_000)
-
-    monkeypatch.setattr(edges.application, "download", short)
-    with pytest.raises(aiohttp.ClientError):
-        await call(edges, "GET", f"/v1/videos/{created['id']}/content")
-
-
-async def test_an_artifact_that_cannot_be_read_in_the_middle_breaks_the_answer(edges, monkeypatch):
-    created = await create(edges)
-    whole = edges.application.download
-
-    async def breaking(caller, video_id, *, offset):
-        download = await whole(caller, video_id, offset=offset)
-
-        async def chunks():
-            yield await anext(download.chunks)
-            raise errors.Unavailable("the video cannot be read now")
-
-        return dataclasses.replace(download, chunks=chunks())
-
-    monkeypatch.setattr(edges.application, "download", breaking)
-    with pytest.raises(aiohttp.ClientError):
-        await call(edges, "GET", f"/v1/videos/{created['id']}/content")
 
 
 async def test_a_body_that_never_comes_is_408(tmp_path):

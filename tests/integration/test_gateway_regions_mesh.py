@@ -8,8 +8,9 @@ from reelmesh.v1 import fleet_service_pb2, node_pb2, tenant_pb2, video_pb2, vide
 
 from gateway.application import Caller
 from gateway.errors import OtherRegion, Unavailable, VideoNotFound
-from tests.support.fakenode import VIDEO, FakeNode, held, serve_node
+from tests.support.fakenode import VIDEO, FakeNode, finish, held, serve_node
 from tests.support.gateways import DEADLINE_S, ME, data_of, kinds
+from tests.support.mp4s import graded_mp4
 from tests.support.regions import open_region
 
 STRANGER = Caller("stranger", "s", frozenset())
@@ -53,6 +54,21 @@ async def watched(region, video_id, *, after_seq=0, caller=ME):
         return [event async for event in events]
 
 
+async def test_a_picture_is_drawn_in_the_home_of_its_video(pair):
+    ap, eu, node = pair
+    node.default = finish(graded_mp4())
+    video = await create(eu)
+    await watched(eu, video.id)
+    thumbnail = video_service_pb2.VIDEO_VARIANT_THUMBNAIL
+    for region in (ap, eu):
+        download = await region.application.download(ME, video.id, offset=0, variant=thumbnail)
+        assert download.content_type == "image/jpeg"
+        picture = b"".join([piece async for piece in download.chunks])
+        assert (picture[:3], len(picture)) == (b"\xff\xd8\xff", download.total_bytes)
+    with pytest.raises(VideoNotFound):
+        await ap.application.download(STRANGER, video.id, offset=0, variant=thumbnail)
+
+
 async def test_a_region_without_a_ready_node_has_its_videos_made_elsewhere(pair, spare):
     ap, eu, node = pair
     # ap has heard of the model, and has nobody to draw it.
@@ -81,6 +97,7 @@ async def test_any_gateway_answers_for_a_video_of_any_region(pair):
     download = await ap.application.download(ME, video.id, offset=7)
     assert b"".join([piece async for piece in download.chunks]) == VIDEO[7:]
     assert download.total_bytes == len(VIDEO)
+    assert (download.content_type, download.file) == ("video/mp4", None)
     # A resume goes on after its seq.
     cut = next(i for i, event in enumerate(events) if event.HasField("chunk"))
     rest = await watched(ap, video.id, after_seq=events[cut].seq)

@@ -1,13 +1,13 @@
 """Both edges of a gateway on free ports, over the fake application or another."""
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-from aiohttp import web
 from grpc import aio
 from prometheus_client import CollectorRegistry
 from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
@@ -19,11 +19,12 @@ from gateway.auth.tokens import TokenVerifier
 from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
-from gateway.edge_http.api import build_http_app, http_runner
+from gateway.edge_http.api import build_http_app, http_runner, listen_http
 from gateway.fake_application import FakeApplication
 from reelkit.clock import SystemClock
 from reelkit.rpc import listen
 from reelkit.tokens.sources import LoaderOf
+from tests.support.certs import Identity
 from tests.support.tokens import TokenIssuer
 
 
@@ -57,6 +58,14 @@ class Edges:
         return (("authorization", f"Bearer {self.issuer.issue(**claims)}"),)
 
 
+def _context(tls: Identity | None) -> ssl.SSLContext | None:
+    if tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls.cert, tls.key)
+    return context
+
+
 @contextlib.asynccontextmanager
 async def serve_edges(
     tmp_path: Path,
@@ -68,6 +77,8 @@ async def serve_edges(
     strangers: StrangerConfig | None = None,
     jwks_url: str | None = None,
     loader_of: LoaderOf | None = None,
+    files: bool = False,
+    tls: Identity | None = None,
 ) -> AsyncIterator[Edges]:
     clock = SystemClock()
     config = config or EdgeConfig()
@@ -81,7 +92,8 @@ async def serve_edges(
         issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, **keys),)
     )
     verifier = TokenVerifier(auth, clock=clock, loader_of=loader_of)
-    application = application or FakeApplication(clock=clock, hold=hold)
+    folder = tmp_path if files else None
+    application = application or FakeApplication(clock=clock, hold=hold, folder=folder)
     registry = CollectorRegistry()
     common = {
         "application": application,
@@ -100,11 +112,11 @@ async def serve_edges(
         runner = http_runner(app, shutdown_timeout_s=0.1, idle_timeout_s=idle_timeout_s)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        http_port = runner.addresses[0][1]
-        http_url = f"http://127.0.0.1:{http_port}"
-        http = await stack.enter_async_context(aiohttp.ClientSession(http_url))
+        http_port = await listen_http(runner, "127.0.0.1:0", context=_context(tls))
+        http_url = f"{'http' if tls is None else 'https'}://127.0.0.1:{http_port}"
+        # The certificate is none of these tests' business.
+        connector = aiohttp.TCPConnector(ssl=tls is None)
+        http = await stack.enter_async_context(aiohttp.ClientSession(http_url, connector=connector))
         channel = await stack.enter_async_context(aio.insecure_channel(f"127.0.0.1:{grpc_port}"))
         yield Edges(
             application=application,

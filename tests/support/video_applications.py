@@ -12,6 +12,7 @@ from gateway.tenants import TenantPolicies
 from reelkit.clock import SystemClock
 from tests.support.fakenode import FakeNode, held, serve_node
 from tests.support.gateways import Gateway, open_gateway
+from tests.support.mp4s import graded_mp4
 
 MODEST = "modest"
 """A tenant that may ask for batch alone."""
@@ -26,8 +27,10 @@ def policies() -> TenantPolicies:
 class FakeHarness:
     """The fake, whose videos wait for the test."""
 
-    def __init__(self) -> None:
-        self._fake = FakeApplication(clock=SystemClock(), hold=True, policies=policies())
+    def __init__(self, folder: Path) -> None:
+        self._fake = FakeApplication(
+            clock=SystemClock(), hold=True, policies=policies(), folder=folder
+        )
         self.application: VideoApplication = self._fake
 
     async def finish(self, video_id: str) -> None:
@@ -37,8 +40,8 @@ class FakeHarness:
 
 
 @contextlib.asynccontextmanager
-async def fake_harness(_tmp_path: Path) -> AsyncIterator[FakeHarness]:
-    yield FakeHarness()
+async def fake_harness(tmp_path: Path) -> AsyncIterator[FakeHarness]:
+    yield FakeHarness(tmp_path)
 
 
 class RealHarness:
@@ -63,7 +66,7 @@ class RealHarness:
 @contextlib.asynccontextmanager
 async def real_harness(tmp_path: Path) -> AsyncIterator[RealHarness]:
     node = FakeNode("n0")
-    node.default = held(before=2)
+    node.default = held(graded_mp4(), before=2)
     async with (
         serve_node(node),
         open_gateway(tmp_path, policies=policies(), runs={"client_grace_s": 0.1}) as gateway,

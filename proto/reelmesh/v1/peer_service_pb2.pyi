@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from reelmesh.v1 import node_pb2 as _node_pb2
 from reelmesh.v1 import video_pb2 as _video_pb2
@@ -287,8 +288,10 @@ class DownloadPeerVideoRequest(_message.Message):
     IDENTITY_FIELD_NUMBER: _builtins.int
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     offset: _builtins.int
+    variant: _video_service_pb2.VideoVariant.ValueType
     @_builtins.property
     def identity(self) -> Global___PeerIdentity: ...
     def __init__(
@@ -297,10 +300,11 @@ class DownloadPeerVideoRequest(_message.Message):
         identity: Global___PeerIdentity | None = ...,
         video_id: _builtins.str = ...,
         offset: _builtins.int = ...,
+        variant: _video_service_pb2.VideoVariant.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "offset", b"offset", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "offset", b"offset", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,24 +317,83 @@ class DownloadPeerVideoResponse(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     total_bytes: _builtins.int
     """First, and only first."""
     sha256: _builtins.str
     data: _builtins.bytes
+    content_type: _builtins.str
+    """With the first two."""
     def __init__(
         self,
         *,
         total_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        content_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadPeerVideoResponse: _TypeAlias = DownloadPeerVideoResponse  # noqa: Y015
+
+@_typing.final
+class LinkPeerVideoRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    VIDEO_ID_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
+    video_id: _builtins.str
+    variant: _video_service_pb2.VideoVariant.ValueType
+    @_builtins.property
+    def identity(self) -> Global___PeerIdentity: ...
+    def __init__(
+        self,
+        *,
+        identity: Global___PeerIdentity | None = ...,
+        video_id: _builtins.str = ...,
+        variant: _video_service_pb2.VideoVariant.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkPeerVideoRequest: _TypeAlias = LinkPeerVideoRequest  # noqa: Y015
+
+@_typing.final
+class LinkPeerVideoResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    size_bytes: _builtins.int
+    sha256: _builtins.str
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "sha256", b"sha256", "size_bytes", b"size_bytes", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkPeerVideoResponse: _TypeAlias = LinkPeerVideoResponse  # noqa: Y015
 
 @_typing.final
 class WatchLoadRequest(_message.Message):

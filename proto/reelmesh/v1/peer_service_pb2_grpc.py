@@ -69,6 +69,11 @@ class PeerServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoResponse.FromString,
                 _registered_method=True)
+        self.LinkPeerVideo = channel.unary_unary(
+                '/reelmesh.v1.PeerService/LinkPeerVideo',
+                request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.LinkPeerVideoRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.LinkPeerVideoResponse.FromString,
+                _registered_method=True)
         self.WatchLoad = channel.unary_stream(
                 '/reelmesh.v1.PeerService/WatchLoad',
                 request_serializer=reelmesh_dot_v1_dot_peer__service__pb2.WatchLoadRequest.SerializeToString,
@@ -121,6 +126,13 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LinkPeerVideo(self, request, context):
+        """A URL of its region's store, where that gives any.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchLoad(self, request, context):
         """What this gateway could take now: at once, after changes, and every few seconds.
         """
@@ -160,6 +172,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.DownloadPeerVideo,
                     request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoResponse.SerializeToString,
+            ),
+            'LinkPeerVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.LinkPeerVideo,
+                    request_deserializer=reelmesh_dot_v1_dot_peer__service__pb2.LinkPeerVideoRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_peer__service__pb2.LinkPeerVideoResponse.SerializeToString,
             ),
             'WatchLoad': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchLoad,
@@ -334,6 +351,33 @@ class PeerService:
             '/reelmesh.v1.PeerService/DownloadPeerVideo',
             reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoRequest.SerializeToString,
             reelmesh_dot_v1_dot_peer__service__pb2.DownloadPeerVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LinkPeerVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.PeerService/LinkPeerVideo',
+            reelmesh_dot_v1_dot_peer__service__pb2.LinkPeerVideoRequest.SerializeToString,
+            reelmesh_dot_v1_dot_peer__service__pb2.LinkPeerVideoResponse.FromString,
             options,
             channel_credentials,
             insecure,

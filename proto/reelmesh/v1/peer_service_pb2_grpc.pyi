@@ -45,6 +45,8 @@ class PeerServiceStub:
     CancelPeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.CancelPeerVideoRequest, _peer_service_pb2.CancelPeerVideoResponse]
     DeletePeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.DeletePeerVideoRequest, _peer_service_pb2.DeletePeerVideoResponse]
     DownloadPeerVideo: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.DownloadPeerVideoRequest, _peer_service_pb2.DownloadPeerVideoResponse]
+    LinkPeerVideo: _grpc.UnaryUnaryMultiCallable[_peer_service_pb2.LinkPeerVideoRequest, _peer_service_pb2.LinkPeerVideoResponse]
+    """A URL of its region's store, where that gives any."""
     WatchLoad: _grpc.UnaryStreamMultiCallable[_peer_service_pb2.WatchLoadRequest, _peer_service_pb2.WatchLoadResponse]
     """What this gateway could take now: at once, after changes, and every few seconds."""
 
@@ -65,6 +67,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     CancelPeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.CancelPeerVideoRequest, _peer_service_pb2.CancelPeerVideoResponse]  # type: ignore[assignment]
     DeletePeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.DeletePeerVideoRequest, _peer_service_pb2.DeletePeerVideoResponse]  # type: ignore[assignment]
     DownloadPeerVideo: _aio.UnaryStreamMultiCallable[_peer_service_pb2.DownloadPeerVideoRequest, _peer_service_pb2.DownloadPeerVideoResponse]  # type: ignore[assignment]
+    LinkPeerVideo: _aio.UnaryUnaryMultiCallable[_peer_service_pb2.LinkPeerVideoRequest, _peer_service_pb2.LinkPeerVideoResponse]  # type: ignore[assignment]
+    """A URL of its region's store, where that gives any."""
     WatchLoad: _aio.UnaryStreamMultiCallable[_peer_service_pb2.WatchLoadRequest, _peer_service_pb2.WatchLoadResponse]  # type: ignore[assignment]
     """What this gateway could take now: at once, after changes, and every few seconds."""
 
@@ -118,6 +122,14 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_service_pb2.DownloadPeerVideoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_service_pb2.DownloadPeerVideoResponse], _abc.AsyncIterator[_peer_service_pb2.DownloadPeerVideoResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def LinkPeerVideo(
+        self,
+        request: _peer_service_pb2.LinkPeerVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_service_pb2.LinkPeerVideoResponse, _abc.Awaitable[_peer_service_pb2.LinkPeerVideoResponse]]:
+        """A URL of its region's store, where that gives any."""
 
     @_abc_1.abstractmethod
     def WatchLoad(

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from reelmesh.v1 import tenant_pb2 as _tenant_pb2
 from reelmesh.v1 import video_pb2 as _video_pb2
 import builtins as _builtins
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _VideoVariant:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _VideoVariantEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VideoVariant.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    VIDEO_VARIANT_UNSPECIFIED: _VideoVariant.ValueType  # 0
+    """The video."""
+    VIDEO_VARIANT_VIDEO: _VideoVariant.ValueType  # 1
+    """The MP4."""
+    VIDEO_VARIANT_THUMBNAIL: _VideoVariant.ValueType  # 2
+    """Its middle frame, a JPEG."""
+    VIDEO_VARIANT_SPRITESHEET: _VideoVariant.ValueType  # 3
+    """Up to 16 frames from first to last, four in a row, in one JPEG."""
+
+class VideoVariant(_VideoVariant, metaclass=_VideoVariantEnumTypeWrapper):
+    """What is made of a finished video."""
+
+VIDEO_VARIANT_UNSPECIFIED: VideoVariant.ValueType  # 0
+"""The video."""
+VIDEO_VARIANT_VIDEO: VideoVariant.ValueType  # 1
+"""The MP4."""
+VIDEO_VARIANT_THUMBNAIL: VideoVariant.ValueType  # 2
+"""Its middle frame, a JPEG."""
+VIDEO_VARIANT_SPRITESHEET: VideoVariant.ValueType  # 3
+"""Up to 16 frames from first to last, four in a row, in one JPEG."""
+Global___VideoVariant: _TypeAlias = VideoVariant  # noqa: Y015
 
 @_typing.final
 class CreateOptions(_message.Message):
@@ -49,6 +78,9 @@ class CreateOptions(_message.Message):
     webhook_url: _builtins.str
     """Told of the end, where the operators allow that; https."""
     remixed_from_video_id: _builtins.str
+    """A video of the tenant's whose settings are taken where the spec leaves them out: all but
+    the prompt, and the model's name without its version.
+    """
     def __init__(
         self,
         *,
@@ -367,17 +399,20 @@ class DownloadVideoRequest(_message.Message):
 
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    VARIANT_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     offset: _builtins.int
+    variant: Global___VideoVariant.ValueType
     def __init__(
         self,
         *,
         video_id: _builtins.str = ...,
         offset: _builtins.int = ...,
+        variant: Global___VideoVariant.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "variant", b"variant", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,11 +426,14 @@ class DownloadVideoResponse(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     data: _builtins.bytes
     total_bytes: _builtins.int
     """On the first message alone."""
     sha256: _builtins.str
+    content_type: _builtins.str
+    """Likewise: "video/mp4" or "image/jpeg"."""
     def __init__(
         self,
         *,
@@ -403,10 +441,11 @@ class DownloadVideoResponse(_message.Message):
         data: _builtins.bytes = ...,
         total_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        content_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "offset", b"offset", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -137,7 +137,7 @@ class VideoServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DownloadVideo(self, request, context):
-        """The MP4 from an offset. FAILED_PRECONDITION while it is unfinished.
+        """The MP4, or a picture of it, from an offset. FAILED_PRECONDITION while it is unfinished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

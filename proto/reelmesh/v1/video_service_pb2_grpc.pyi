@@ -53,7 +53,7 @@ class VideoServiceStub:
     DeleteVideo: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.DeleteVideoRequest, _video_service_pb2.DeleteVideoResponse]
     """Cancels where it still runs, then removes record and artifact."""
     DownloadVideo: _grpc.UnaryStreamMultiCallable[_video_service_pb2.DownloadVideoRequest, _video_service_pb2.DownloadVideoResponse]
-    """The MP4 from an offset. FAILED_PRECONDITION while it is unfinished."""
+    """The MP4, or a picture of it, from an offset. FAILED_PRECONDITION while it is unfinished."""
 
 @_typing.type_check_only
 class VideoServiceAsyncStub(VideoServiceStub):
@@ -80,7 +80,7 @@ class VideoServiceAsyncStub(VideoServiceStub):
     DeleteVideo: _aio.UnaryUnaryMultiCallable[_video_service_pb2.DeleteVideoRequest, _video_service_pb2.DeleteVideoResponse]  # type: ignore[assignment]
     """Cancels where it still runs, then removes record and artifact."""
     DownloadVideo: _aio.UnaryStreamMultiCallable[_video_service_pb2.DownloadVideoRequest, _video_service_pb2.DownloadVideoResponse]  # type: ignore[assignment]
-    """The MP4 from an offset. FAILED_PRECONDITION while it is unfinished."""
+    """The MP4, or a picture of it, from an offset. FAILED_PRECONDITION while it is unfinished."""
 
 class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
     """The public API of a gateway. Every call needs a bearer token in the
@@ -152,6 +152,6 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _video_service_pb2.DownloadVideoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_video_service_pb2.DownloadVideoResponse], _abc.AsyncIterator[_video_service_pb2.DownloadVideoResponse]]:
-        """The MP4 from an offset. FAILED_PRECONDITION while it is unfinished."""
+        """The MP4, or a picture of it, from an offset. FAILED_PRECONDITION while it is unfinished."""
 
 def add_VideoServiceServicer_to_server(servicer: VideoServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
