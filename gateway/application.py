@@ -95,6 +95,18 @@ class Download:
     to close."""
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a client gets a finished video, or a picture of it, from the store itself."""
+
+    url: str
+    """Good for whoever has it, until it expires or the video is deleted."""
+    expires_at_s: float
+    total_bytes: int
+    sha256: str
+    """For the client to check: nobody else does."""
+
+
 class VideoApplication(Protocol):
     """What can be done with videos. Every method sees the caller's own tenant alone."""
 
@@ -220,6 +232,23 @@ class VideoApplication(Protocol):
             VideoCancelled: It was cancelled.
             InvalidRequest: The offset is past the end, or there is no such variant.
             VideoDamaged: What is stored is not what was drawn.
+        """
+        ...
+
+    async def link(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+    ) -> Link:
+        """A URL of the finished MP4, or of a picture of it, that holds for a short while.
+
+        Raises:
+            VideoNotFound: There is none of this tenant.
+            OtherRegion: There is none here, and the id names another region.
+            NotFinished: It still runs or waits; VideoFailed, VideoCancelled as for a download.
+            InvalidRequest: Its home gives no links (field ``link``); or no such variant.
         """
         ...
 

@@ -181,6 +181,19 @@ class ArtifactConfig(Settings):
         description="Calls to the store at once, each a thread; more of them wait, within their "
         "time. 16 keep a store of 30 ms busy with 130 MB/s.",
     )
+    links: bool = Field(
+        default=False,
+        description="Clients that ask for it (link=1, redirect=1) are sent to the object store by "
+        "a signed URL, so that the bytes do not pass through the gateway. Off by default: whoever "
+        "has such a URL reads the video, and clients must reach the store. Not for a folder.",
+    )
+    link_s: float = Field(
+        default=300.0,
+        ge=1,
+        le=12 * 3600,
+        description="Seconds for which such a URL holds; a download that has begun goes on. Short, "
+        "since revoking a token does not take it back.",
+    )
     pictures_at_once: int = Field(
         default=2,
         ge=1,

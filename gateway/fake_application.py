@@ -21,7 +21,7 @@ from types import MappingProxyType
 from reelmesh.v1 import fleet_service_pb2, model_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
-from gateway.application import ALL_FIT, JPEG, MP4, Caller, Download, Variant
+from gateway.application import ALL_FIT, JPEG, MP4, Caller, Download, Link, Variant
 from gateway.jobs.attempts import TERMINAL_N, seq_of
 from gateway.jobs.ids import VideoIds, not_here, region_of
 from gateway.jobs.records import no_bytes
@@ -141,6 +141,8 @@ class FakeApplication:
         self.hold = hold
         self.broken: Exception | None = None
         """Raised by every call, where a test sets it."""
+        self.links = ""
+        """What links begin with, where a test has them."""
         self.readiness: tuple[bool, str] = (True, "")
         self.traceparents: list[str] = []
         """The span around each create call, as a W3C traceparent."""
@@ -362,6 +364,20 @@ class FakeApplication:
             content_type=JPEG if picture else MP4,
             file=self._file(data) if as_file and not picture else None,
         )
+
+    async def link(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+    ) -> Link:
+        """See the port."""
+        found = await self.download(caller, video_id, offset=0, variant=variant)
+        if not self.links:
+            raise errors.InvalidRequest((errors.FieldViolation("link", "is not offered", ("0",)),))
+        url = f"{self.links}/{video_id}/{variant}"
+        return Link(url, self._clock.wall() + 300, found.total_bytes, found.sha256)
 
     def _file(self, data: bytes) -> LocalFile | None:
         if self._folder is None:

@@ -162,6 +162,9 @@ async def _ground(
             opened = artifacts = _open_artifacts(config)
             stack.push_async_callback(opened.close)
         await artifacts.verify(config.gateway_id)
+    if config.artifacts.links:
+        with blame_field("artifacts.links", config.artifacts.links, ArtifactError):
+            await artifacts.sign("nothing", expires_s=config.artifacts.link_s)
     with blame_field("spool.directory", config.spool_dir):
         config.spool_dir.mkdir(parents=True, exist_ok=True)
     region_jobs = jobs or await _open_jobs(config, clock, stack, channels)
@@ -376,6 +379,8 @@ def _videos(
             artifacts=ground.artifacts,
             pictures=pictures,
             metrics=ground.metrics,
+            clock=ground.clock,
+            link_s=config.artifacts.link_s if config.artifacts.links else None,
         ),
         sources=sources,
         peers=ground.peers,

@@ -11,7 +11,7 @@ import structlog
 from reelmesh.v1 import job_service_pb2, video_pb2
 from reelmesh.v1 import video_service_pb2 as pb
 
-from gateway.application import JPEG, Caller, Download, FileBytes, Variant
+from gateway.application import JPEG, Caller, Download, FileBytes, Link, Variant
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.sources import Sources
 from gateway.errors import (
@@ -31,9 +31,11 @@ from gateway.output.artifacts import (
     ArtifactError,
     ArtifactMissing,
     ArtifactStore,
+    picture_key,
     pieces,
 )
 from gateway.output.pictures import KINDS, PictureLate, Pictures, TooManyPictures, Undrawable
+from reelkit.clock import Clock
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ class Contents:
         jobs: Has the last word on whether a video is still there.
         pictures: Draws what is not kept yet.
         metrics: Counts those that are damaged.
+        link_s: How long links hold; None: there are none.
     """
 
     def __init__(
@@ -61,7 +64,11 @@ class Contents:
         artifacts: ArtifactStore,
         pictures: Pictures,
         metrics: GatewayMetrics,
+        clock: Clock,
+        link_s: float | None,
     ) -> None:
+        self._clock = clock
+        self._link_s = link_s
         self._sources = sources
         self._jobs = jobs
         self._pictures = pictures
@@ -77,6 +84,26 @@ class Contents:
             return await self._picture(caller, record, variant, offset=offset)
         check_variant(variant)
         return await self._video(record, offset=offset, as_file=as_file)
+
+    async def link(self, caller: Caller, video_id: str, *, variant: Variant) -> Link:
+        """See :meth:`gateway.application.VideoApplication.link`."""
+        record = await self._finished(caller, video_id)
+        check_variant(variant)
+        if self._link_s is None:
+            raise no_links()
+        key, result = record.artifact_key, record.video.result
+        total, sha256 = result.size_bytes, result.sha256
+        if variant in KINDS:
+            # It is in the store then.
+            picture = await self._picture(caller, record, variant, offset=0)
+            key, total, sha256 = (
+                picture_key(key, KINDS[variant]),
+                picture.total_bytes,
+                picture.sha256,
+            )
+        with self._in_clients_words(video_id):
+            url = await self._artifacts.sign(key, expires_s=self._link_s)
+        return Link(url, self._clock.wall() + self._link_s, total, sha256)
 
     async def _finished(self, caller: Caller, video_id: str) -> job_service_pb2.JobRecord:
         record = await self._sources.record(caller, video_id)
@@ -158,6 +185,12 @@ class Contents:
         except (ArtifactError, OSError) as error:
             _log.error("video not readable", job_id=video_id, error=str(error))
             raise Unavailable("the video cannot be read now", retry_after_s=RETRY_AFTER_S) from None
+
+
+def no_links() -> InvalidRequest:
+    """Why a home gives none."""
+    rule = "is not offered: the video's region gives its bytes itself; leave it out"
+    return InvalidRequest((FieldViolation("link", rule, ("0",)),))
 
 
 async def _once(data: bytes) -> AsyncGenerator[bytes]:

@@ -19,7 +19,7 @@ from reelmesh.v1 import (
     video_service_pb2,
 )
 
-from gateway.application import ALL_FIT, Caller, Download, Variant
+from gateway.application import ALL_FIT, Caller, Download, Link, Variant
 from gateway.core.load import LoadReporter
 from gateway.core.new_videos import NewVideos
 from gateway.core.videos import Videos
@@ -146,6 +146,21 @@ class MeshVideos:
             lambda address: self._peers.download(
                 address, caller, video_id, offset=offset, variant=variant
             ),
+        )
+
+    async def link(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+    ) -> Link:
+        """See :meth:`gateway.application.VideoApplication.link`."""
+        link = self._away(caller, video_id)
+        if link is None:
+            return await self._home.link(caller, video_id, variant=variant)
+        return await self._ask(
+            link, lambda address: self._peers.link(address, caller, video_id, variant=variant)
         )
 
     async def watch(

@@ -12,7 +12,7 @@ from reelmesh.v1 import (
     video_service_pb2,
 )
 
-from gateway.application import ALL_FIT, Caller, Download, Variant
+from gateway.application import ALL_FIT, Caller, Download, Link, Variant
 from gateway.core.admission import Admission, Outlook
 from gateway.core.commit import Committer
 from gateway.core.contents import Contents
@@ -187,6 +187,16 @@ class Videos:
         return await self._contents.download(
             caller, video_id, offset=offset, variant=variant, as_file=as_file
         )
+
+    async def link(
+        self,
+        caller: Caller,
+        video_id: str,
+        *,
+        variant: Variant = video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+    ) -> Link:
+        """See :meth:`gateway.application.VideoApplication.link`."""
+        return await self._contents.link(caller, video_id, variant=variant)
 
     # --- end ---
 

@@ -22,6 +22,7 @@ PEER_ACCESS: Final[AccessTable] = {
             "CancelPeerVideo": _GATEWAY,
             "DeletePeerVideo": _GATEWAY,
             "DownloadPeerVideo": _GATEWAY,
+            "LinkPeerVideo": _GATEWAY,
             "WatchLoad": _GATEWAY,
         },
     ),

@@ -36,6 +36,7 @@ def add_peer_service(server: aio.Server, *, application: VideoApplication) -> No
         "CancelPeerVideo": _unary(pb.CancelPeerVideoRequest, peers.cancel),
         "DeletePeerVideo": _unary(pb.DeletePeerVideoRequest, peers.delete),
         "CreatePeerVideo": _unary(pb.CreatePeerVideoRequest, peers.create),
+        "LinkPeerVideo": _unary(pb.LinkPeerVideoRequest, peers.link),
         "WatchPeerVideo": _stream(pb.WatchPeerVideoRequest, peers.watch),
         "DownloadPeerVideo": _stream(pb.DownloadPeerVideoRequest, peers.download),
         "WatchLoad": grpc.unary_stream_rpc_method_handler(
@@ -93,6 +94,14 @@ class _Peers:
         async with closing(found.chunks) as chunks:
             async for data in chunks:
                 await write(pb.DownloadPeerVideoResponse(data=data).SerializeToString())
+
+    async def link(self, caller: Caller, request: pb.LinkPeerVideoRequest) -> Message:
+        link = await self._application.link(caller, request.video_id, variant=request.variant)
+        response = pb.LinkPeerVideoResponse(
+            url=link.url, size_bytes=link.total_bytes, sha256=link.sha256
+        )
+        response.expires_at.FromNanoseconds(int(link.expires_at_s * 1e9))
+        return response
 
     async def loads(self, _request: pb.WatchLoadRequest, context: Any) -> None:
         async with closing(self._application.loads()) as loads:

@@ -16,6 +16,7 @@ from gateway.application import Caller, Download, Variant, VideoApplication
 from gateway.edge.config import EdgeConfig
 from gateway.edge.streams import closing
 from gateway.edge_http.follow import follow_content
+from gateway.edge_http.links import send_link
 from gateway.edge_http.query import flag
 from gateway.edge_http.sendfile import send_file
 from gateway.edge_http.writing import write_within
@@ -82,7 +83,8 @@ async def send_content(
     """Answers a GET or HEAD with the bytes of a finished video, or of a picture of it.
 
     Those of a file of this host are sent by the kernel. With ``follow=1`` those of a video that
-    is not finished yet are sent as they are made, see :func:`follow_content`.
+    is not finished yet are sent as they are made, see :func:`follow_content`; with ``link=1`` or
+    ``redirect=1`` the client is told where the store has them, see :func:`send_link`.
 
     Raises:
         VideoNotFound: There is no such video of this tenant.
@@ -93,6 +95,10 @@ async def send_content(
         web.HTTPRequestRangeNotSatisfiable: The range lies outside.
     """
     variant = _variant(request)
+    if flag(request, "link") or flag(request, "redirect"):
+        return await send_link(
+            request, application=application, caller=caller, video_id=video_id, variant=variant
+        )
     follow = flag(request, "follow")
     if follow and variant in _PICTURES:
         raise _violation("follow", "goes with the video alone: a picture is made when it is whole")

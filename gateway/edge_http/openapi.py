@@ -162,6 +162,13 @@ def _of_its_bytes() -> dict[str, Json]:
                         "1: a video that is not finished is sent as it is drawn. Where its bytes "
                         "become void, as when another node begins anew, the connection is reset.",
                     ),
+                    _query(
+                        "link",
+                        {"enum": ["0", "1"]},
+                        "1: a JSON object with a URL of the object store, which holds for some "
+                        "minutes, and the sha256; where the operators allow that.",
+                    ),
+                    _query("redirect", {"enum": ["0", "1"]}, "1: sent there, by 302."),
                     _header("Range", "One range of bytes."),
                     _header("If-None-Match", "Answers 304 where it is the ETag."),
                 ],
@@ -287,7 +294,9 @@ def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
 def _with_content(operation: Json) -> Json:
     binary = {"schema": {"type": "string", "format": "binary"}}
     video = {"video/mp4": binary, "image/jpeg": binary}
-    operation["responses"]["200"]["content"] = video
+    link = {"application/json": {"schema": _ref("VideoLink")}}
+    operation["responses"]["200"]["content"] = {**video, **link}
+    operation["responses"]["302"] = {"description": "The store has it, at Location."}
     operation["responses"]["206"] = {"description": "The range.", "content": video}
     operation["responses"]["304"] = {"description": "It is what the client has."}
     return operation

@@ -113,6 +113,16 @@ SCHEMAS: Final[Json] = {
     "DeletedVideo": _object(
         {"id": _TEXT, "object": {"const": "video.deleted"}, "deleted": {"const": True}}
     ),
+    "VideoLink": _object(
+        {
+            "object": {"const": "video.link"},
+            "video_id": _TEXT,
+            "url": {**_TEXT, "description": "Good for whoever has it, until it expires."},
+            "expires_at": _WHOLE,
+            "size_bytes": _WHOLE,
+            "sha256": {**_TEXT, "description": "For the client to check."},
+        }
+    ),
     "Model": _object(
         {
             "id": _TEXT,

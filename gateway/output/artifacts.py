@@ -23,6 +23,7 @@ import secrets
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -30,8 +31,9 @@ from typing import Any, Final, Protocol, TypeVar
 import obstore
 import structlog
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store, from_url
 
+from gateway.application import JPEG, MP4
 from gateway.output.artifact_write import RevocableWrite
 from gateway.output.local_file import KnownDigests, LocalFile, open_file
 from gateway.output.spool_file import SpoolFile
@@ -93,6 +95,19 @@ class ArtifactStore(Protocol):
         Raises:
             ArtifactMissing: There is no such artifact.
             ArtifactError: The store failed, or it ends before.
+        """
+        ...
+
+    @property
+    def can_sign(self) -> bool:
+        """Whether it can give URLs to others."""
+        ...
+
+    async def sign(self, key: str, *, expires_s: float) -> str:
+        """A URL that reads the artifact, for whoever has it, for that long.
+
+        Raises:
+            ArtifactError: The store cannot, or has no credentials for it.
         """
         ...
 
@@ -259,10 +274,12 @@ class ObstoreArtifacts:
     def _write(self, key: str, data: bytes | SpoolFile) -> None:
         if self._folder is not None and _put_local(self._folder, key, data):
             return
+        # What a browser is told that follows a link; a folder has no place for it.
+        told = {"Content-Type": _content_type(key)} if self.can_sign else None
         if isinstance(data, bytes):
-            obstore.put(self._store, key, data, use_multipart=False)
+            obstore.put(self._store, key, data, use_multipart=False, attributes=told)
         else:
-            obstore.put(self._store, key, data.pieces(), use_multipart=True)
+            obstore.put(self._store, key, data.pieces(), use_multipart=True, attributes=told)
 
     def _undo(self, key: str) -> None:
         try:
@@ -280,6 +297,19 @@ class ObstoreArtifacts:
 
     def _read(self, key: str, offset: int, length: int) -> bytes:
         return bytes(obstore.get_range(self._store, key, start=offset, length=length))
+
+    @property
+    def can_sign(self) -> bool:
+        """See :attr:`ArtifactStore.can_sign`."""
+        return isinstance(self._store, (S3Store, GCSStore, AzureStore))
+
+    async def sign(self, key: str, *, expires_s: float) -> str:
+        """See :meth:`ArtifactStore.sign`."""
+        if not self.can_sign:
+            raise ArtifactError(f"{self._where} cannot sign URLs; S3, GCS and Azure can")
+        # In a thread: it may have to fetch credentials.
+        expires = timedelta(seconds=expires_s)
+        return await self._call(obstore.sign, self._store, "GET", key, expires)
 
     async def fetch(self, key: str, *, max_bytes: int) -> bytes:
         """See :meth:`ArtifactStore.fetch`."""
@@ -353,6 +383,12 @@ class ObstoreArtifacts:
         except (BaseError, OSError) as error:
             what = f"no answer within {timeout_s:g} s" if limit.expired() else error
             raise ArtifactError(f"{self._where}: {what}") from error
+
+
+def _content_type(key: str) -> str:
+    if key.endswith(_ENDING):
+        return MP4
+    return JPEG if key.endswith(".jpg") else "application/octet-stream"
 
 
 def _close_opened(opening: Future[tuple[int, int]]) -> None:

@@ -13,7 +13,7 @@ from reelmesh.v1 import peer_service_pb2 as pb
 from reelmesh.v1 import video_pb2, video_service_pb2
 from reelmesh.v1.peer_service_pb2_grpc import PeerServiceStub
 
-from gateway.application import FROM_PEER, MP4, Caller, Download, Variant
+from gateway.application import FROM_PEER, MP4, Caller, Download, Link, Variant
 from gateway.errors import (
     FieldViolation,
     GatewayError,
@@ -217,6 +217,24 @@ class Peers:
             _pieces(call, head.data),
             content_type=head.content_type or MP4,
         )
+
+    async def link(self, address: str, caller: Caller, video_id: str, *, variant: Variant) -> Link:
+        """A URL of the store of another region.
+
+        Raises:
+            PeerGone: No answer in time.
+            GatewayError: Refused there, in that gateway's words.
+        """
+        request = pb.LinkPeerVideoRequest(
+            identity=self._identity(caller), video_id=video_id, variant=variant
+        )
+        # It may have to draw a picture first.
+        call = self._stub(address).LinkPeerVideo(
+            request, timeout=WRITE_TIMEOUT_S, metadata=trace_metadata()
+        )
+        found = await _answer(call)
+        expires_at_s = found.expires_at.ToNanoseconds() / 1e9
+        return Link(found.url, expires_at_s, found.size_bytes, found.sha256)
 
     def _identity(self, caller: Caller) -> pb.PeerIdentity:
         """Who asks, as the token said at the first gateway."""

@@ -140,6 +140,18 @@ async def test_a_picture_of_a_video_is_a_jpeg_and_stays_the_same(harness, varian
         await app.download(ME, video.id, offset=0, variant=variant)
 
 
+async def test_where_the_store_gives_no_links_that_is_said(harness):
+    video, _events = await finished(harness)
+    with pytest.raises(errors.InvalidRequest) as raised:
+        await harness.application.link(ME, video.id)
+    assert raised.value.violations[0].field == "link"
+    with pytest.raises(errors.VideoNotFound):
+        await harness.application.link(STRANGER, video.id)
+    unfinished = await create(harness.application)
+    with pytest.raises(errors.NotFinished):
+        await harness.application.link(ME, unfinished.id)
+
+
 async def test_a_variant_that_there_is_not_is_refused(harness):
     video, _events = await finished(harness)
     with pytest.raises(errors.InvalidRequest) as raised:

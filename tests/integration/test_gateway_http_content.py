@@ -290,6 +290,39 @@ async def test_an_artifact_that_cannot_be_read_in_the_middle_breaks_the_answer(t
             await call(edges, "GET", path)
 
 
+# --- links ---
+
+
+async def test_a_client_that_asks_for_it_is_told_where_the_store_has_it(tmp_path):
+    async with serve_edges(tmp_path) as edges, asyncio.timeout(30):
+        edges.application.links = "https://store.example/bucket"
+        path = await content_path(edges)
+        status, headers, link = await call(edges, "GET", f"{path}?link=1&variant=thumbnail")
+        assert (status, headers["Cache-Control"]) == (200, "no-store")
+        assert link["url"].startswith("https://store.example/bucket/")
+        assert link["expires_at"] > 1e9
+        picture = (await call(edges, "GET", f"{path}?variant=thumbnail"))[2]
+        assert link["sha256"] == hashlib.sha256(picture).hexdigest()
+        assert link["size_bytes"] == len(picture)
+        status, headers, data = await call(
+            edges, "GET", f"{path}?redirect=1", allow_redirects=False
+        )
+        assert (status, data) == (302, b"")
+        assert headers["Location"].startswith("https://store.example/bucket/")
+        assert headers["Referrer-Policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("link=1", "link"), ("redirect=1", "redirect"), ("link=1&redirect=1", "redirect")],
+)
+async def test_where_there_are_no_links_the_parameter_is_refused(tmp_path, query, param):
+    async with serve_edges(tmp_path) as edges, asyncio.timeout(30):
+        path = await content_path(edges)
+        status, _h, problem = await call(edges, "GET", f"{path}?{query}")
+        assert (status, problem["error"]["param"]) == (400, param)
+
+
 # --- follow=1 ---
 
 

@@ -108,10 +108,16 @@ async def open_gateway(
     jobs: JobStore | None = None,
     artifacts: ArtifactStore | None = None,
     policies: Policies | None = None,
+    storage: dict[str, Any] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Gateway]:
-    """A gateway without edges; it must end without a failed task."""
+    """A gateway without edges; it must end without a failed task.
+
+    ``storage`` is the section ``artifacts`` of its settings, whose name is the store's here.
+    """
     registry = CollectorRegistry()
+    if storage is not None:
+        changes["artifacts"] = storage
     config = gateway_config(tmp_path, **changes)
     core_of = open_core(
         config,

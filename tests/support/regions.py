@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from grpc import aio
 from reelmesh.v1 import region_pb2
@@ -56,12 +57,12 @@ class RegionUnderTest:
 
 
 @contextlib.asynccontextmanager
-async def open_region(tmp_path: Path, name: str) -> AsyncIterator[RegionUnderTest]:
+async def open_region(tmp_path: Path, name: str, **changes: Any) -> AsyncIterator[RegionUnderTest]:
     """A region whose gateway knows no other until it is told."""
     clock = SystemClock()
     (tmp_path / name).mkdir()
     async with open_gateway(
-        tmp_path / name, region=name, gateway_id=f"{name}-gateway-0"
+        tmp_path / name, region=name, gateway_id=f"{name}-gateway-0", **changes
     ) as gateway:
         core = gateway.core
         regions = Regions(
