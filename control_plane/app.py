@@ -31,6 +31,8 @@ from control_plane.history import HistoryKeeper
 from control_plane.jobs.part import make_jobs
 from control_plane.jobs.service import SERVICE_NAME as JOB_SERVICE_NAME
 from control_plane.jobs.service import JobService
+from control_plane.jobs.spent_sweep import SpentSweep
+from control_plane.jobs.usage_report import UsageReport
 from control_plane.keys import GlobalKeys, Keys
 from control_plane.metrics import Metrics
 from control_plane.model_sweep import ModelSweep
@@ -217,6 +219,7 @@ async def build_app(
             fleet=view,
             clock=clock,
             heartbeat_s=config.fleet.heartbeat_s,
+            policies=regions.tenants,
             supersede=regions.book.supersede,
             observe=metrics.count_job_call,
         )
@@ -255,6 +258,7 @@ async def build_app(
                 ),
                 revocations=regions.revocations,
                 tenants=regions.tenants,
+                usage=UsageReport(store=store, keys=keys, region=config.region, clock=clock),
                 regions=regions.book,
             )
             listening = operator_listener(
@@ -284,6 +288,8 @@ async def build_app(
         scope.spawn(sweep.run(), name="model sweep")
         await stack.enter_async_context(campaigning(election, scope))
         scope.spawn(election.lead(histories.keep, name="histories"), name="histories")
+        spent = SpentSweep(store=store, keys=keys, clock=clock)
+        scope.spawn(election.lead(spent.keep, name="spent sweep"), name="spent sweep")
         ready = asyncio.Event()
         metrics.gauge("live_jobs", "Jobs that have not ended.", lambda: len(jobs.live))
         metrics.gauge(

@@ -9,6 +9,10 @@
     ├── ChangedMeanwhileError        somebody else changed what was read before
     ├── NotReadyError                this replica has not read the store yet
     ├── NotLeaderError               another replica leads, or nobody does
+    ├── QuotaExceededError           a tenant has as much as it may
+    │   ├── ConcurrentJobsError      of jobs that have not ended
+    │   └── GpuSecondsError          of a day's GPU-seconds
+    ├── QuotaTooSmallError           a tenant may never have what is asked for
     ├── UnauthenticatedError         an operator's call without a token that holds
     ├── PermissionDeniedError        its token lacks the scope
     ├── NoGlobalStoreError           a question of regions, and there is no global store
@@ -29,6 +33,7 @@ turns an error into an answer. What a client reads holds no stack and no path.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar, NoReturn
 
 import grpc
@@ -109,6 +114,35 @@ class NotLeaderError(ControlPlaneError):
 
     code = "NOT_LEADER"
     retryable = True
+
+
+class QuotaExceededError(ControlPlaneError):
+    """The tenant has as much as it may; in ``retry_after_s`` seconds it may have more."""
+
+    code = "quota"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ConcurrentJobsError(QuotaExceededError):
+    """As many jobs of the tenant as may run and wait at once do so."""
+
+    code = "quota_concurrent_jobs"
+
+
+class GpuSecondsError(QuotaExceededError):
+    """What is left of the tenant's GPU-seconds of the day is not enough."""
+
+    code = "quota_gpu_seconds"
+
+
+class QuotaTooSmallError(ControlPlaneError):
+    """The tenant's limit is below what this one job needs; waiting does not help."""
+
+    code = "quota_too_small"
 
 
 class UnauthenticatedError(ControlPlaneError):
@@ -223,6 +257,10 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     ChangedMeanwhileError: Answer(grpc.StatusCode.ABORTED),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),
     NotLeaderError: Answer(grpc.StatusCode.UNAVAILABLE),
+    QuotaExceededError: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ConcurrentJobsError: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    GpuSecondsError: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED),
+    QuotaTooSmallError: Answer(grpc.StatusCode.PERMISSION_DENIED),
     UnauthenticatedError: Answer(grpc.StatusCode.UNAUTHENTICATED),
     PermissionDeniedError: Answer(grpc.StatusCode.PERMISSION_DENIED),
     NoGlobalStoreError: Answer(grpc.StatusCode.FAILED_PRECONDITION),
@@ -260,13 +298,19 @@ def to_status(error: ControlPlaneError) -> status_pb2.Status:
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retryable:
-        delay = duration_pb2.Duration(seconds=RETRY_DELAY_S)
+        delay = duration_pb2.Duration(seconds=_retry_delay_s(error))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
     return status
+
+
+def _retry_delay_s(error: ControlPlaneError) -> int:
+    if isinstance(error, QuotaExceededError):
+        return max(math.ceil(error.retry_after_s), 1)
+    return RETRY_DELAY_S
 
 
 async def abort(context: aio.ServicerContext, error: ControlPlaneError) -> NoReturn:  # type: ignore[type-arg]  # grpc's stubs make it generic, grpc itself does not

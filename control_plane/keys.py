@@ -6,8 +6,13 @@
     <prefix>/<region>/fleet/gateways/<gateway id> GatewayHello (lease_id 0), under the
                                                   gateway's lease
     <prefix>/<region>/jobs/records/<job id>       JobRecord, under no lease
-    <prefix>/<region>/jobs/live/<job id>          JobRecord with its owner alone, there for
-                                                  as long as the job has not ended
+    <prefix>/<region>/jobs/live/<digest>/<job id> JobRecord with its owner and reservation
+                                                  alone, by tenant; there for as long as the
+                                                  job has not ended, so that they are what a
+                                                  tenant has running and reserved
+    <prefix>/<region>/jobs/spent/<digest>/<day>/<gateway id>
+                                                  QuotaSpent: GPU-seconds of a tenant's ended
+                                                  jobs that the gateway owned
     <prefix>/<region>/jobs/tenants/<digest>/<job id>
                                                   empty: what ListJobs lists
     <prefix>/<region>/jobs/keys/<digest>          job id, by tenant and idempotency key
@@ -51,6 +56,7 @@ class Keys:
         jobs = base + "jobs/"
         self.job_records = jobs + "records/"
         self.live_jobs = jobs + "live/"
+        self.spent = jobs + "spent/"
         self.job_expiries = jobs + "expiry/"
         self._tenant_jobs = jobs + "tenants/"
         self._job_keys = jobs + "keys/"
@@ -75,9 +81,17 @@ class Keys:
         """A job's record."""
         return self.job_records + job_id
 
-    def live_job(self, job_id: str) -> str:
+    def live_job(self, tenant: str, job_id: str) -> str:
         """Who owns a job that has not ended."""
-        return self.live_jobs + job_id
+        return self.tenants_live_jobs(tenant) + job_id
+
+    def tenants_live_jobs(self, tenant: str) -> str:
+        """Prefix of those of a tenant."""
+        return f"{self.live_jobs}{_digest(tenant)}/"
+
+    def spent_on(self, tenant: str, day: str) -> str:
+        """Prefix of the GPU-seconds that a tenant has spent on a day, by gateway."""
+        return f"{self.spent}{_digest(tenant)}/{day}/"
 
     def tenant_jobs(self, tenant: str) -> str:
         """Prefix of the ids of a tenant's jobs; a tenant's name may hold any character."""

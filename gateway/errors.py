@@ -7,6 +7,7 @@
     ├── PayloadTooLarge         a body or message over the limit
     ├── Unauthenticated         no token, or one that does not hold
     ├── PermissionDenied        a good token without the scope
+    │   └── QuotaTooSmall       the tenant may never have this, however long it waits
     ├── VideoNotFound           no such video of this tenant
     ├── VideoDamaged            the bytes that are stored are not the video's
     ├── PictureFailed           no picture can be made of the video
@@ -17,6 +18,11 @@
     │   ├── VideoFailed         and they never will be: it failed
     │   └── VideoCancelled      likewise: it was cancelled
     ├── ResourceExhausted       a bound is reached: come back after retry_after_s
+    │   └── QuotaExceeded       the tenant has as much as it may
+    │       ├── RequestQuota        of requests a second
+    │       ├── ConcurrentJobsQuota of videos that run or wait
+    │       ├── QueuedJobsQuota     of videos that wait
+    │       └── GpuSecondsQuota     of a day's GPU-seconds
     ├── Unavailable             this region cannot serve now
     │   └── JobStoreAway        the region's job records cannot be written now
     ├── ReaderTooSlow           a client took nothing of its stream for too long
@@ -128,6 +134,12 @@ class PermissionDenied(GatewayError):  # noqa: N818 - likewise
     code = "permission_denied"
 
 
+class QuotaTooSmall(PermissionDenied):
+    """The tenant's limit is below what this one request needs."""
+
+    code = "quota_too_small"
+
+
 class VideoNotFound(GatewayError):  # noqa: N818 - likewise
     """No such video of this tenant; another tenant's looks the same."""
 
@@ -197,6 +209,47 @@ class TooManyRefusals(ResourceExhausted):
     """The caller's address was refused too often; its token was not looked at."""
 
     code = "too_many_refusals"
+
+
+class QuotaExceeded(ResourceExhausted):
+    """The tenant has as much as it may; ``quota`` names the limit as operators do."""
+
+    code = "quota"
+    quota: ClassVar[str] = ""
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, tenant: str = ""
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.tenant = tenant
+
+
+class RequestQuota(QuotaExceeded):
+    """Requests come faster than the tenant's may."""
+
+    code = "quota_requests"
+    quota = "requests_per_second"
+
+
+class ConcurrentJobsQuota(QuotaExceeded):
+    """As many of the tenant's videos as may run and wait at once do so."""
+
+    code = "quota_concurrent_jobs"
+    quota = "concurrent_jobs"
+
+
+class QueuedJobsQuota(QuotaExceeded):
+    """As many of the tenant's videos as may wait do so."""
+
+    code = "quota_queued_jobs"
+    quota = "queued_jobs"
+
+
+class GpuSecondsQuota(QuotaExceeded):
+    """What is left of the tenant's GPU-seconds of the day is not enough."""
+
+    code = "quota_gpu_seconds"
+    quota = "gpu_seconds_per_day"
 
 
 class Unavailable(GatewayError):  # noqa: N818 - likewise

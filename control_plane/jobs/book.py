@@ -14,6 +14,9 @@ from reelmesh.v1 import job_service_pb2 as pb
 
 from control_plane.errors import NotFinishedError, NotFoundError, SupersededError
 from control_plane.jobs.assignments import KeyElsewhere, assigned_to, region_in
+from control_plane.jobs.creating import JobCreator
+from control_plane.jobs.ledger import Ledger, Locks
+from control_plane.jobs.quota import Limits
 from control_plane.jobs.records import (
     decode,
     encode,
@@ -32,7 +35,7 @@ from control_plane.store.port import (
     KeyValue,
     Put,
     Store,
-    absent,
+    TxnResult,
     holds,
     unchanged,
 )
@@ -41,6 +44,7 @@ from reelkit.clock import Clock
 
 # Each try lost to somebody else's write of the same job.
 MAX_TRIES: Final = 8
+UNLIMITED: Final = Limits()
 
 
 class JobBook:
@@ -51,57 +55,30 @@ class JobBook:
         self._passing = PassingKeys(store=store, writer=writer, clock=clock)
         self._writer = writer
         self._keys = keys
+        self.ledger = Ledger(store=store, keys=keys)
+        self._creator = JobCreator(
+            store=store, writer=writer, keys=keys, ledger=self.ledger, clock=clock
+        )
+        self._charges = Locks()
 
     async def create(
-        self, record: pb.JobRecord, *, over_assignment: bool = False
+        self, record: pb.JobRecord, *, over_assignment: bool = False, limits: Limits = UNLIMITED
     ) -> tuple[pb.JobRecord, bool]:
         """The record that stands, and whether it is this one.
 
         Args:
             record: The new one.
             over_assignment: Its key may be assigned to another region.
+            limits: What its tenant may have, with this one.
 
         Raises:
             KeyElsewhere: Its key is, and ``over_assignment`` was not given.
+            QuotaExceededError: The tenant has as much as it may.
+            QuotaTooSmallError: It may never have this.
             RecordTooLargeError: It passes the store's limit.
             StoreError: Whether it was written is not known; call again.
         """
-        job_id, tenant = record.video.id, record.tenant
-        puts = [
-            Put(self._keys.job(job_id), encode(record)),
-            Put(self._keys.live_job(job_id), encode_live(record)),
-            Put(self._keys.tenant_jobs(tenant) + job_id, b""),
-        ]
-        compares = [absent(self._keys.job(job_id))]
-        reads = [Get(self._keys.job(job_id))]
-        if record.idempotency_key:
-            key = self._keys.job_key(tenant, record.idempotency_key)
-            puts.append(Put(key, job_id.encode()))
-            compares.append(absent(key))
-            reads.append(Get(key))
-        for _ in range(MAX_TRIES):
-            result = await self._writer.txn(compares, puts, reads)
-            if result.succeeded:
-                return decode(puts[0].value, revision=result.revision), True
-            found = result.gets[0]
-            if found is not None:
-                standing = _record(found)
-                return standing, same_owner(standing, record) and not ended(standing)
-            index = result.gets[1] if len(result.gets) > 1 else None
-            if index is None:
-                compares[1] = absent(key)
-                continue
-            region = region_in(index.value)
-            if region is not None:
-                if not over_assignment:
-                    raise KeyElsewhere(region)
-                compares[1] = unchanged(key, index.mod_revision)
-                continue
-            earlier = await self._store.get(self._keys.job(index.value.decode()))
-            if earlier is not None:
-                return _record(earlier), False
-            # Its job was deleted just now, and the key with it: look again.
-        raise SupersededError(f"job {job_id} is written by others all the time; ask again")
+        return await self._creator.create(record, over_assignment=over_assignment, limits=limits)
 
     async def get(self, tenant: str, job_id: str) -> pb.JobRecord:
         """The tenant's record of that id.
@@ -183,7 +160,7 @@ class JobBook:
                 [unchanged(found.key, found.mod_revision)],
                 [
                     Put(found.key, encode(standing)),
-                    Put(self._keys.live_job(job_id), encode_live(standing)),
+                    Put(self._keys.live_job(standing.tenant, job_id), encode_live(standing)),
                 ],
             )
             if result.succeeded:
@@ -194,23 +171,23 @@ class JobBook:
     async def update(self, record: pb.JobRecord) -> tuple[pb.JobRecord, bool]:
         """The record as it stands, and whether it is what the caller asked for.
 
+        The write that ends a job charges its tenant.
+
         Raises:
             NotFoundError: It was deleted or has expired.
             RecordTooLargeError: It passes the store's limit.
         """
         job_id = record.video.id
-        key = self._keys.job(job_id)
-        writes: list[Put | Delete] = [Put(key, encode(record))]
-        if ended(record):
-            writes.append(Delete(self._keys.live_job(job_id)))
-            writes.append(Put(self._keys.job_expiry(expires_at_ms(record), job_id), b""))
+        key, live = self._keys.job(job_id), self._keys.live_job(record.tenant, job_id)
+        written = pb.JobRecord()
+        written.CopyFrom(record)
         # Nearly always the first word is enough: the job lives, and is the caller's.
-        compares = [holds(self._keys.live_job(job_id), encode_live(record))]
+        compares = [holds(live, encode_live(record))]
         for _ in range(MAX_TRIES):
-            result = await self._writer.txn(compares, writes, [Get(key)])
+            result = await self._put(written, compares)
+            if result is None:
+                continue
             if result.succeeded:
-                written = pb.JobRecord()
-                written.CopyFrom(record)
                 written.revision = result.revision
                 return written, True
             found = result.gets[0]
@@ -222,8 +199,33 @@ class JobBook:
             if not same_owner(standing, record):
                 return standing, False
             # The live key was written by another release, say: compare the record itself.
+            # What was reserved at admission is not the owner's to change.
+            written.ClearField("reservation")
+            if standing.HasField("reservation"):
+                written.reservation.CopyFrom(standing.reservation)
             compares = [unchanged(key, found.mod_revision)]
         raise SupersededError(f"job {job_id} is written by others all the time; ask again")
+
+    async def _put(self, record: pb.JobRecord, compares: Sequence[Compare]) -> TxnResult | None:
+        """Writes a record, and what its end costs; None: only the sum of that had changed."""
+        job_id = record.video.id
+        key = self._keys.job(job_id)
+        writes: list[Put | Delete] = [Put(key, encode(record))]
+        if ended(record):
+            writes.append(Delete(self._keys.live_job(record.tenant, job_id)))
+            writes.append(Put(self._keys.job_expiry(expires_at_ms(record), job_id), b""))
+        charge = self.ledger.charging(record, record.reservation)
+        if charge is None:
+            return await self._writer.txn(compares, writes, [Get(key)])
+        async with self._charges.of(charge.key):
+            result = await self._writer.txn(
+                [*compares, charge.compare()], [*writes, charge.write()], [Get(key), charge.read()]
+            )
+            if result.succeeded:
+                charge.written(result.revision)
+                return result
+            sum_changed = charge.found(result.gets[1])
+        return None if sum_changed else result
 
     async def delete(self, tenant: str, job_id: str) -> pb.JobRecord:
         """Removes an ended job; answers what was removed.

@@ -21,7 +21,6 @@ from reelmesh.v1 import job_service_pb2 as pb
 
 from control_plane.errors import NotReadyError
 from control_plane.fleet import FleetView
-from control_plane.keys import Keys
 from control_plane.store.mirror import ChangeKind, MirrorChange
 from reelkit.clock import Clock
 
@@ -82,9 +81,8 @@ class LiveJobs:
         on_change: Called after each change; wakes whoever watches orphans.
     """
 
-    def __init__(self, *, keys: Keys, on_change: Callable[[], None]) -> None:
+    def __init__(self, *, on_change: Callable[[], None]) -> None:
         self.loaded = asyncio.Event()
-        self._keys = keys
         self._on_change = on_change
         self._owner_of: dict[str, Owner] = {}
         # By owner, so that a gateway's end costs its own jobs and not a look at all.
@@ -104,7 +102,7 @@ class LiveJobs:
             self._owner_of.clear()
             self._owners.clear()
         for kv in change.upserts:
-            job_id = kv.key.removeprefix(self._keys.live_jobs)
+            job_id = _job_id(kv.key)
             try:
                 record = pb.JobRecord.FromString(kv.value)
             except DecodeError:
@@ -115,7 +113,7 @@ class LiveJobs:
             self._owner_of[job_id] = owner
             self._owners.setdefault(owner, {})[job_id] = record
         for key in change.deleted_keys:
-            self._forget(key.removeprefix(self._keys.live_jobs))
+            self._forget(_job_id(key))
         self.loaded.set()
         self._on_change()
 
@@ -127,6 +125,10 @@ class LiveJobs:
         del jobs[job_id]
         if not jobs:
             del self._owners[owner]
+
+
+def _job_id(live_key: str) -> str:
+    return live_key.rpartition("/")[2]
 
 
 class OrphanWatchers:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from control_plane.fleet import FleetView
 from control_plane.jobs.book import JobBook
 from control_plane.jobs.orphans import LiveJobs, OrphanWatchers
-from control_plane.jobs.service import JobService, Observe, Supersede
+from control_plane.jobs.service import JobService, Observe, Policies, Supersede
 from control_plane.keys import Keys
 from control_plane.store.port import Store
 from control_plane.store.writer import FencedWriter
@@ -19,6 +19,7 @@ class Jobs:
     """What the app serves, fills and stops."""
 
     service: JobService
+    book: JobBook
     live: LiveJobs
     watchers: OrphanWatchers
 
@@ -31,12 +32,15 @@ def make_jobs(
     fleet: FleetView,
     clock: Clock,
     heartbeat_s: float,
+    policies: Policies,
     supersede: Supersede,
     observe: Observe,
 ) -> Jobs:
     """The part for one region; ``observe`` is told of each call."""
-    live = LiveJobs(keys=keys, on_change=fleet.wake)
+    live = LiveJobs(on_change=fleet.wake)
     watchers = OrphanWatchers(live=live, fleet=fleet, clock=clock, heartbeat_s=heartbeat_s)
     book = JobBook(store=store, writer=writer, keys=keys, clock=clock)
-    service = JobService(book=book, watchers=watchers, supersede=supersede, observe=observe)
-    return Jobs(service=service, live=live, watchers=watchers)
+    service = JobService(
+        book=book, watchers=watchers, policies=policies, supersede=supersede, observe=observe
+    )
+    return Jobs(service=service, book=book, live=live, watchers=watchers)

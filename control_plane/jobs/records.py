@@ -8,6 +8,7 @@ from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1 import video_pb2
 
 from control_plane.errors import InvalidRequestError, RecordTooLargeError
+from control_plane.jobs.quota import check_reservation
 from control_plane.store.port import MAX_VALUE_BYTES
 
 MAX_ATTEMPTS_KEPT: Final = 16
@@ -61,6 +62,7 @@ def check(record: pb.JobRecord) -> None:
             raise InvalidRequestError(field, f"must have 1 to {MAX_ID_CHARS} characters")
     if "/" in record.video.id:
         raise InvalidRequestError("job.video.id", "must hold no '/'")
+    check_reservation(record.reservation)
     if record.epoch < 1:
         raise InvalidRequestError("job.epoch", "must be 1 or more")
 
@@ -89,12 +91,13 @@ def decode(value: bytes, *, revision: int) -> pb.JobRecord:
 
 
 def encode_live(record: pb.JobRecord) -> bytes:
-    """Who owns a live job, as stored beside its record."""
+    """Who owns a live job and what it reserves, as stored beside its record."""
     live = pb.JobRecord(
         tenant=record.tenant,
         owner_gateway=record.owner_gateway,
         owner_incarnation=record.owner_incarnation,
         epoch=record.epoch,
+        reservation=record.reservation if record.HasField("reservation") else None,
     )
     return live.SerializeToString(deterministic=True)
 

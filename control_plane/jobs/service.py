@@ -9,11 +9,13 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1 import job_service_pb2_grpc as pb_grpc
+from reelmesh.v1 import tenant_pb2
 
 from control_plane.errors import ControlPlaneError, InvalidRequestError, abort
 from control_plane.jobs.assignments import KeyElsewhere
 from control_plane.jobs.book import JobBook
 from control_plane.jobs.orphans import OrphanWatchers
+from control_plane.jobs.quota import Limits, limits_of
 from control_plane.jobs.records import MAX_ID_CHARS, check
 
 _log = structlog.get_logger("control_plane.jobs")
@@ -37,18 +39,39 @@ class Supersede(Protocol):
         ...
 
 
+class Policies(Protocol):
+    """What tenants may do."""
+
+    @property
+    def version(self) -> int:
+        """0 until they were read."""
+        ...
+
+    def of(self, tenant: str) -> tenant_pb2.TenantPolicy:
+        """The policy that holds for a tenant."""
+        ...
+
+
 class JobService(pb_grpc.JobServiceServicer):
     """Serves one region's records on this replica.
 
     Args:
+        policies: Whose limits on jobs hold.
         supersede: Writes that a job's client goes on elsewhere.
         observe: Told the method and the outcome of each call.
     """
 
     def __init__(
-        self, *, book: JobBook, watchers: OrphanWatchers, supersede: Supersede, observe: Observe
+        self,
+        *,
+        book: JobBook,
+        watchers: OrphanWatchers,
+        policies: Policies,
+        supersede: Supersede,
+        observe: Observe,
     ) -> None:
         self._book = book
+        self._policies = policies
         self._supersede = supersede
         self._watchers = watchers
         self._observe = observe
@@ -139,11 +162,19 @@ class JobService(pb_grpc.JobServiceServicer):
         check(request.job)
         try:
             job, created = await self._book.create(
-                request.job, over_assignment=request.over_assignment
+                request.job,
+                over_assignment=request.over_assignment,
+                limits=self._limits(request),
             )
         except KeyElsewhere as elsewhere:
             return pb.CreateJobResponse(key_region=elsewhere.region)
         return pb.CreateJobResponse(job=job, created=created)
+
+    def _limits(self, request: pb.CreateJobRequest) -> Limits:
+        """Those that this replica read; before it did, those that the gateway knows."""
+        if not self._policies.version:
+            return limits_of(request.limits)
+        return limits_of(self._policies.of(request.job.tenant))
 
     async def _get(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
         _check_id("job_id", request.job_id)

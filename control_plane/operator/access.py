@@ -44,6 +44,7 @@ ACCESS: Mapping[str, Scope] = MappingProxyType(
         "GetTenant": Scope.READ,
         "SetTenant": Scope.OPERATE,
         "UnsetTenant": Scope.OPERATE,
+        "GetTenantUsage": Scope.READ,
     }
 )
 

@@ -16,7 +16,7 @@ from control_plane.operator.access import Operator
 from control_plane.operator.regions import RegionBook, RegionMethods
 from control_plane.operator.revocations import RevocationBook, RevocationMethods
 from control_plane.operator.status import StatusAsker
-from control_plane.operator.tenants import TenantBook, TenantMethods
+from control_plane.operator.tenants import TenantBook, TenantMethods, UsageReader
 from control_plane.records import decoded_node
 from control_plane.store.mirror import list_all
 from control_plane.store.port import Delete, Op, Put, Store
@@ -41,6 +41,7 @@ class OperatorService(RegionMethods, RevocationMethods, TenantMethods):
         asker: Asks nodes for their statuses.
         revocations: Of tokens.
         tenants: Their policies.
+        usage: What they have here.
         regions: None where there is no global store.
     """
 
@@ -58,11 +59,12 @@ class OperatorService(RegionMethods, RevocationMethods, TenantMethods):
         asker: StatusAsker,
         revocations: RevocationBook,
         tenants: TenantBook,
+        usage: UsageReader,
         regions: RegionBook | None = None,
     ) -> None:
         RegionMethods.__init__(self, regions)
         RevocationMethods.__init__(self, revocations)
-        TenantMethods.__init__(self, tenants)
+        TenantMethods.__init__(self, tenants, usage)
         self._store = store
         self._writer = writer
         self._keys = keys

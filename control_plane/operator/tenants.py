@@ -32,11 +32,20 @@ class TenantBook(Protocol):
         ...
 
 
-class TenantMethods:
-    """ListTenants, GetTenant, SetTenant and UnsetTenant."""
+class UsageReader(Protocol):
+    """What tenants have in this region."""
 
-    def __init__(self, book: TenantBook) -> None:
+    async def report(self, tenant: str) -> op.TenantUsage:
+        """A tenant's figures of now and of today; raises StoreError where the store is away."""
+        ...
+
+
+class TenantMethods:
+    """ListTenants, GetTenant, SetTenant, UnsetTenant and GetTenantUsage."""
+
+    def __init__(self, book: TenantBook, usage: UsageReader) -> None:
         self._tenants = book
+        self._usage = usage
 
     async def list_tenants(
         self, _request: op.ListTenantsRequest, _operator: Operator
@@ -68,3 +77,10 @@ class TenantMethods:
             raise InvalidRequestError("revision", "must be that at which the policy was read")
         await self._tenants.unset(request.tenant, revision=request.revision, by=operator.subject)
         return op.UnsetTenantResponse()
+
+    async def get_tenant_usage(
+        self, request: op.GetTenantUsageRequest, _operator: Operator
+    ) -> op.GetTenantUsageResponse:
+        """See operator_service.proto."""
+        check_name("tenant", request.tenant)
+        return op.GetTenantUsageResponse(usage=await self._usage.report(request.tenant))

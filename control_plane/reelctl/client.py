@@ -135,6 +135,14 @@ class OperatorClient:
         request = op.UnsetTenantRequest(tenant=name, revision=revision)
         self._any_site(lambda stub: stub.UnsetTenant, request)
 
+    def tenant_usage(
+        self, name: str, *, on_missing: OnMissing | None = None
+    ) -> list[op.TenantUsage]:
+        """What a tenant has in each region; see :meth:`nodes` for those that do not answer."""
+        request = op.GetTenantUsageRequest(tenant=name)
+        answers = self._of_every_site(lambda stub: stub.GetTenantUsage, request, on_missing)
+        return [answer.usage for answer in answers]
+
     def _of_every_site(
         self, method: Callable[[Any], Any], request: Any, on_missing: OnMissing | None
     ) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reelmesh.v1 import operator_service_pb2 as op
 from reelmesh.v1 import tenant_pb2
 from rich.table import Table
 from rich.text import Text
@@ -47,4 +48,32 @@ def policy_table(policy: tenant_pb2.TenantPolicy, *, now_s: float) -> Table:
         table.add_row(field.replace("_", "-"), Text(limit_words(value)))
     by = f" by {policy.updated_by}" if policy.updated_by else ""
     table.add_row("changed", Text(f"{age(policy.updated_at, now_s)} ago{by}"))
+    return table
+
+
+def usage_table(usages: Sequence[op.TenantUsage], policy: tenant_pb2.TenantPolicy) -> Table:
+    """What a tenant has at each gateway, in all, and may have; "-": any number."""
+    table = plain_table("REGION", "GATEWAY", ">JOBS", ">GPU-S RESERVED", ">GPU-S SPENT TODAY")
+    jobs, reserved_s, spent_s = 0, 0.0, 0.0
+    for usage in usages:
+        for gateway in usage.gateways:
+            jobs += gateway.live_jobs
+            reserved_s += gateway.reserved_gpu_seconds
+            spent_s += gateway.spent_gpu_seconds
+            table.add_row(
+                Text(usage.region),
+                Text(gateway.gateway_id),
+                str(gateway.live_jobs),
+                f"{gateway.reserved_gpu_seconds:.1f}",
+                f"{gateway.spent_gpu_seconds:.1f}",
+            )
+    table.add_row("all", "", str(jobs), f"{reserved_s:.1f}", f"{spent_s:.1f}")
+    limits = limits_of(policy)
+    table.add_row(
+        "limit",
+        "",
+        limit_words(limits["concurrent_jobs"]),
+        "",
+        limit_words(limits["gpu_seconds_per_day"]),
+    )
     return table

@@ -27,6 +27,8 @@ def check_txn(compares: Sequence[Compare], success: Sequence[Op], failure: Seque
     if max(len(compares), len(success), len(failure)) > MAX_TXN_OPS:
         raise StoreRefusedError(f"a transaction has at most {MAX_TXN_OPS} operations")
     for compare in compares:
+        if compare.prefix:
+            check_prefix(compare.key)
         if isinstance(compare.operand, bytes) != (compare.target is Target.VALUE):
             raise StoreRefusedError(
                 f"{compare.key}: {compare.target.value} compares with another type"

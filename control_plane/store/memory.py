@@ -129,7 +129,7 @@ class MemoryStore:
         """See :class:`~control_plane.store.port.Store`."""
         check_txn(compares, success, failure)
         self._check_available()
-        succeeded = all(_holds(compare, self._keys.get(compare.key)) for compare in compares)
+        succeeded = all(self._all_hold(compare) for compare in compares)
         ops = success if succeeded else failure
         for op in ops:
             if isinstance(op, Put) and op.lease_id and op.lease_id not in self._leases:
@@ -218,6 +218,15 @@ class MemoryStore:
         self._notify()
 
     # Inside
+
+    def _all_hold(self, compare: Compare) -> bool:
+        if not compare.prefix:
+            return _holds(compare, self._keys.get(compare.key))
+        found = [kv for key, kv in self._keys.items() if key.startswith(compare.key)]
+        if not found:
+            # As in etcd: it compares as one absent key.
+            return _holds(compare, None)
+        return all(_holds(compare, kv) for kv in found)
 
     def _check_available(self) -> None:
         if not self.available:

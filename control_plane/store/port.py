@@ -72,6 +72,9 @@ class Compare:
     target: Target
     operand: int | bytes
     operator: Operator = Operator.EQUAL
+    # The key is a prefix, and the condition one on every key that starts with it. Where
+    # there is none of them it holds or not as on one absent key.
+    prefix: bool = False
 
 
 def absent(key: str) -> Compare:
@@ -82,6 +85,16 @@ def absent(key: str) -> Compare:
 def unchanged(key: str, mod_revision: int) -> Compare:
     """Holds while the key is as it was at ``mod_revision``; 0: while it is absent."""
     return Compare(key, Target.MOD_REVISION, mod_revision)
+
+
+def none_created_since(prefix: str, revision: int) -> Compare:
+    """Holds while every key under ``prefix`` was there at ``revision`` already."""
+    return Compare(prefix, Target.CREATE_REVISION, revision + 1, Operator.LESS, prefix=True)
+
+
+def none_written_since(prefix: str, revision: int) -> Compare:
+    """Holds while no key under ``prefix`` was written after ``revision``; it may be gone."""
+    return Compare(prefix, Target.MOD_REVISION, revision + 1, Operator.LESS, prefix=True)
 
 
 def holds(key: str, value: bytes) -> Compare:

@@ -31,6 +31,7 @@ from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
+from gateway.jobs.quota import is_counted, reservation
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
 from gateway.priority import check_priority, granted, rank
 from gateway.tenants import Policies, weight_of
@@ -164,11 +165,14 @@ class Admission:
             keep=keep,
             now_s=self._clock.wall(),
         )
+        record.reservation.CopyFrom(
+            reservation(self._gpu_seconds(resolved), now_s=self._clock.wall())
+        )
         records.check_size(record)
         # A client that leaves now leaves no record behind that nobody runs.
         beginning = (
-            self._begin_keyed(record, over_assignment=over_assignment)
-            if record.idempotency_key
+            self._begin_after_record(record, over_assignment=over_assignment)
+            if record.idempotency_key or is_counted(policy)
             else self._begin(record)
         )
         begun = self._scope.spawn(beginning, name="admit", fatal=False, context=outliving_context())
@@ -192,14 +196,15 @@ class Admission:
             # Its client may have left: then nobody else looks at it.
             begun.exception()
 
-    async def _begin_keyed(
+    async def _begin_after_record(
         self, record: job_service_pb2.JobRecord, *, over_assignment: bool
     ) -> video_pb2.Video:
-        """Records the job, then starts it: its key may have a video already."""
+        """Records the job, then starts it: its key may have a video, or its tenant no quota."""
         try:
             standing, created = await self._jobs.create(record, over_assignment=over_assignment)
         except JobStoreAway:
-            self._late.disclaim(record, begin=self._begin_recorded)
+            begin = self._begin_recorded if record.idempotency_key else None
+            self._late.disclaim(record, begin=begin)
             raise
         if not created:
             return self._again(standing, keep=record.keep)
@@ -302,6 +307,12 @@ class Admission:
             wait_s = None
         speed = typical_speed(able) if able else 0.0
         return Outlook(ask.model, ask.units, wait_s, speed, standing.rank)
+
+    def _gpu_seconds(self, resolved: video_pb2.ResolvedSpec) -> float:
+        """What the video is predicted to take of a typical worker."""
+        ask = ask_of(resolved)
+        able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
+        return ask.units / typical_speed(able)
 
     def _admit(
         self,

@@ -69,6 +69,7 @@ class Core:
     adoption: Adoption
     superseded: Superseded
     owner: Owner
+    policies: Policies
     lifetimes: Lifetimes
     sweeper: Sweeper
     scope: TaskScope
@@ -141,6 +142,7 @@ async def open_core(
             adoption=adoption,
             superseded=superseded,
             owner=ground.owner,
+            policies=ground.policies,
             lifetimes=lifetimes,
             sweeper=_sweeper(ground),
             scope=ground.scope,
@@ -167,7 +169,8 @@ async def _ground(
             await artifacts.sign("nothing", expires_s=config.artifacts.link_s)
     with blame_field("spool.directory", config.spool_dir):
         config.spool_dir.mkdir(parents=True, exist_ok=True)
-    region_jobs = jobs or await _open_jobs(config, clock, stack, channels)
+    policies = policies or TenantPolicies()
+    region_jobs = jobs or await _open_jobs(config, clock, policies, stack, channels)
     links = NodeLinks(
         clock=clock,
         open_channel=lambda address, node_id: channels.open(
@@ -190,21 +193,26 @@ async def _ground(
         owner=Owner(config.gateway_id, secrets.token_hex(8)),
         gateways=Gateways(),
         peers=peers,
-        policies=policies or TenantPolicies(),
+        policies=policies,
     )
     return ground, links
 
 
 async def _open_jobs(
-    config: GatewayConfig, clock: Clock, stack: AsyncExitStack, channels: Channels
+    config: GatewayConfig,
+    clock: Clock,
+    policies: Policies,
+    stack: AsyncExitStack,
+    channels: Channels,
 ) -> JobStore:
     if config.jobs.store == "memory":
-        return MemoryJobStore(max_records=config.jobs.max_records)
+        return MemoryJobStore(max_records=config.jobs.max_records, policies=policies)
     store = RemoteJobStore(
         endpoints=config.control_plane.endpoints,
         clock=clock,
         patience_s=config.jobs.patience_s,
         open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
+        policies=policies,
     )
     stack.push_async_callback(store.close)
     return store

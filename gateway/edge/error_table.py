@@ -83,6 +83,18 @@ ERROR_TABLE: Mapping[type[errors.GatewayError], ErrorRow] = MappingProxyType(
         errors.ResourceExhausted: ErrorRow(
             429, "A limit is reached", grpc.StatusCode.RESOURCE_EXHAUSTED, "rate_limit_error"
         ),
+        errors.QuotaExceeded: ErrorRow(
+            429,
+            "The tenant's quota is used up",
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "rate_limit_error",
+        ),
+        errors.QuotaTooSmall: ErrorRow(
+            403,
+            "The tenant's quota does not allow this",
+            grpc.StatusCode.PERMISSION_DENIED,
+            "permission_error",
+        ),
         errors.Unavailable: ErrorRow(
             503, "The region cannot serve now", grpc.StatusCode.UNAVAILABLE, "server_error"
         ),

@@ -44,6 +44,8 @@ def rich_status(error: errors.GatewayError) -> RichStatus:
     status.details.append(_any(info))
     if isinstance(error, errors.InvalidRequest):
         status.details.append(_any(_bad_request(error)))
+    if isinstance(error, errors.QuotaExceeded):
+        status.details.append(_any(_quota_failure(error)))
     if error.retry_after_s is not None:
         delay = Duration()
         delay.FromNanoseconds(round(max(0.0, error.retry_after_s) * 1e9))
@@ -78,6 +80,16 @@ def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
             del bad_request.field_violations[-1]
             break
     return bad_request
+
+
+def _quota_failure(error: errors.QuotaExceeded) -> error_details_pb2.QuotaFailure:
+    failure = error_details_pb2.QuotaFailure()
+    failure.violations.add(
+        subject=f"tenant:{_short(error.tenant, MAX_FIELD_BYTES)}",
+        description=_short(error.message, MAX_DESCRIPTION_BYTES),
+        quota_id=error.quota,
+    )
+    return failure
 
 
 def _described(violation: errors.FieldViolation) -> str:

@@ -64,6 +64,8 @@ def problem_of(error: errors.GatewayError, *, scope: Scope | None = None) -> Pro
         retryable = error.job_retryable
     if isinstance(error, errors.OtherRegion):
         extra["region"] = error.region
+    if isinstance(error, errors.QuotaExceeded):
+        extra["quota"] = error.quota
     return Problem(
         status=row.http_status,
         code=error.code,
@@ -144,7 +146,7 @@ def _challenge(error: errors.GatewayError, scope: Scope | None) -> dict[str, str
         if not isinstance(error, MissingToken):
             challenge += f', error="invalid_token", error_description="{error.message}"'
         return {hdrs.WWW_AUTHENTICATE: challenge}
-    if isinstance(error, errors.PermissionDenied):
+    if isinstance(error, errors.PermissionDenied) and not isinstance(error, errors.QuotaTooSmall):
         needed = f', scope="{scope.value}"' if scope is not None else ""
         return {
             hdrs.WWW_AUTHENTICATE: f'Bearer realm="reelmesh", error="insufficient_scope"{needed}'

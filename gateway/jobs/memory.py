@@ -6,10 +6,18 @@ import bisect
 from collections import OrderedDict
 from collections.abc import Collection
 
-from reelmesh.v1 import job_service_pb2
+from reelmesh.v1 import job_service_pb2, video_pb2
 
-from gateway.errors import NotFinished, ResourceExhausted
+from gateway.errors import (
+    ConcurrentJobsQuota,
+    GpuSecondsQuota,
+    NotFinished,
+    QuotaTooSmall,
+    ResourceExhausted,
+)
+from gateway.jobs.quota import SLACK_S, seconds_left_of
 from gateway.jobs.store import TERMINAL_STATUSES, KeyElsewhere, Owner, check_digest, copied
+from gateway.tenants import Policies, TenantPolicies
 
 
 class MemoryJobStore:
@@ -17,10 +25,15 @@ class MemoryJobStore:
 
     Args:
         max_records: Beyond it, new jobs are refused until old ones expire.
+        policies: Whose limits on jobs hold, as far as this process's jobs go.
     """
 
-    def __init__(self, *, max_records: int) -> None:
+    def __init__(self, *, max_records: int, policies: Policies | None = None) -> None:
         self._max_records = max_records
+        self._policies = policies or TenantPolicies()
+        # Reservations of live jobs by tenant and id; what ended ones took by tenant and day.
+        self._live: dict[str, dict[str, job_service_pb2.QuotaReservation]] = {}
+        self._spent: dict[tuple[str, str], float] = {}
         self._records: dict[str, job_service_pb2.JobRecord] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._ids: dict[str, list[str]] = {}
@@ -59,7 +72,9 @@ class MemoryJobStore:
                 "delete videos you no longer need",
                 retry_after_s=60.0,
             )
+        self._check_quota(record)
         self._records[record.video.id] = copied(record)
+        self._live.setdefault(record.tenant, {})[record.video.id] = copied(record).reservation
         if record.idempotency_key:
             self._keys[key] = record.video.id
         bisect.insort(self._ids.setdefault(record.tenant, []), record.video.id)
@@ -122,6 +137,8 @@ class MemoryJobStore:
             return None
         if standing.video.status not in TERMINAL_STATUSES and _owner(record) == _owner(standing):
             standing = self._records[record.video.id] = copied(record)
+            if record.video.status in TERMINAL_STATUSES:
+                self._settle(record)
         return copied(standing)
 
     async def update(self, record: job_service_pb2.JobRecord) -> None:
@@ -168,12 +185,61 @@ class MemoryJobStore:
     def _remove(self, record: job_service_pb2.JobRecord) -> None:
         job_id, tenant = record.video.id, record.tenant
         del self._records[job_id]
+        self._forget_live(tenant, job_id)
         if record.idempotency_key:
             self._keys.pop((tenant, record.idempotency_key), None)
         ids = self._ids[tenant]
         del ids[bisect.bisect_left(ids, job_id)]
         if not ids:
             del self._ids[tenant]
+
+    def _check_quota(self, record: job_service_pb2.JobRecord) -> None:
+        policy, asked = self._policies.of(record.tenant), record.reservation
+        live = self._live.get(record.tenant, {})
+        if policy.HasField("gpu_seconds_per_day"):
+            most_s = policy.gpu_seconds_per_day
+            reserved = sum(r.gpu_seconds for r in live.values() if r.day == asked.day)
+            used_s = reserved + self._spent.get((record.tenant, asked.day), 0.0)
+            if asked.gpu_seconds > most_s + SLACK_S:
+                raise QuotaTooSmall(
+                    f"this video is predicted to take {asked.gpu_seconds:.1f} GPU-seconds, more "
+                    f"than the {most_s:g} that the tenant has a day"
+                )
+            if used_s + asked.gpu_seconds > most_s + SLACK_S:
+                raise GpuSecondsQuota(
+                    f"{max(most_s - used_s, 0.0):.1f} of the tenant's {most_s:g} GPU-seconds of "
+                    f"{asked.day} are left",
+                    retry_after_s=seconds_left_of(record),
+                    tenant=record.tenant,
+                )
+        if policy.HasField("concurrent_jobs"):
+            if not policy.concurrent_jobs:
+                raise QuotaTooSmall("this tenant may have no videos made")
+            if len(live) >= policy.concurrent_jobs:
+                raise ConcurrentJobsQuota(
+                    f"{len(live)} videos of the tenant run or wait, and it may have "
+                    f"{policy.concurrent_jobs}",
+                    retry_after_s=1.0,
+                    tenant=record.tenant,
+                )
+
+    def _settle(self, record: job_service_pb2.JobRecord) -> None:
+        reserved = self._forget_live(record.tenant, record.video.id)
+        if reserved is None or record.video.status != video_pb2.VIDEO_STATUS_COMPLETED:
+            return
+        day = (record.tenant, reserved.day)
+        taken_s = min(max(record.video.result.gpu_seconds, 0.0), reserved.gpu_seconds)
+        self._spent[day] = self._spent.get(day, 0.0) + taken_s
+        # Of two days ago nobody is told any more.
+        today = max(each for _, each in self._spent)
+        self._spent = {k: v for k, v in self._spent.items() if k[1] == today or k == day}
+
+    def _forget_live(self, tenant: str, job_id: str) -> job_service_pb2.QuotaReservation | None:
+        live = self._live.get(tenant, {})
+        reserved = live.pop(job_id, None)
+        if not live:
+            self._live.pop(tenant, None)
+        return reserved
 
     async def expired(self, now_s: float, *, limit: int) -> list[job_service_pb2.JobRecord]:
         """See :meth:`JobStore.expired`."""

@@ -13,16 +13,24 @@ from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1.job_service_pb2_grpc import JobServiceStub
 
 from gateway.errors import (
+    ConcurrentJobsQuota,
     FieldViolation,
+    GatewayError,
+    GpuSecondsQuota,
     InvalidRequest,
     JobStoreAway,
     NotFinished,
+    QuotaExceeded,
+    QuotaTooSmall,
     ResourceExhausted,
     Unavailable,
 )
+from gateway.jobs.quota import job_limits
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest
+from gateway.tenants import Policies, TenantPolicies
 from reelkit.clock import Clock
 from reelkit.rpc import internal_channel
+from reelkit.rpc_errors import details_of
 
 _log = structlog.get_logger("gateway.job_records")
 
@@ -64,6 +72,8 @@ class RemoteJobStore:
         patience_s: How long a call is repeated, on all replicas, before the store counts
             as away.
         open_channel: Makes a channel to a replica.
+        policies: What tenants may do, told with each new record: the control plane may not
+            have heard of it yet.
     """
 
     def __init__(
@@ -73,8 +83,10 @@ class RemoteJobStore:
         clock: Clock,
         patience_s: float,
         open_channel: Callable[[str], aio.Channel] = internal_channel,
+        policies: Policies | None = None,
     ) -> None:
         self._away = False
+        self._policies = policies or TenantPolicies()
         self._channels = [open_channel(endpoint) for endpoint in endpoints]
         self._stubs: list[JobServiceAsyncStub] = [
             JobServiceStub(channel) for channel in self._channels
@@ -102,8 +114,16 @@ class RemoteJobStore:
         self, record: pb.JobRecord, *, over_assignment: bool = False
     ) -> tuple[pb.JobRecord, bool]:
         """See :meth:`gateway.jobs.store.JobStore.create`."""
-        request = pb.CreateJobRequest(job=record, over_assignment=over_assignment)
-        answer = await self._ask(lambda stub, limit_s: stub.CreateJob(request, timeout=limit_s))
+        request = pb.CreateJobRequest(
+            job=record,
+            over_assignment=over_assignment,
+            limits=job_limits(self._policies.of(record.tenant)),
+        )
+        try:
+            answer = await self._ask(lambda stub, limit_s: stub.CreateJob(request, timeout=limit_s))
+        except QuotaExceeded as refused:
+            refused.tenant = record.tenant
+            raise
         if answer.key_region:
             raise KeyElsewhere(answer.key_region)
         if not answer.created:
@@ -268,7 +288,16 @@ class _NoRecord(Exception):  # noqa: N818 - an answer, not a failure
     """There is no such record of this tenant."""
 
 
+_QUOTAS: Final[dict[str, type[GatewayError]]] = {
+    each.code: each for each in (ConcurrentJobsQuota, GpuSecondsQuota, QuotaTooSmall)
+}
+
+
 def _told(error: aio.AioRpcError) -> Exception:
+    details = details_of(error)
+    quota = None if details is None else _QUOTAS.get(details.reason)
+    if details is not None and quota is not None:
+        return quota(error.details() or "", retry_after_s=details.retry_after_s)
     match error.code():
         case grpc.StatusCode.NOT_FOUND:
             return _NoRecord()

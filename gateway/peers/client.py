@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 from reelmesh.v1 import peer_service_pb2 as pb
 from reelmesh.v1 import video_pb2, video_service_pb2
@@ -15,20 +14,25 @@ from reelmesh.v1.peer_service_pb2_grpc import PeerServiceStub
 
 from gateway.application import FROM_PEER, MP4, Caller, Download, Link, Variant
 from gateway.errors import (
+    ConcurrentJobsQuota,
     FieldViolation,
     GatewayError,
+    GpuSecondsQuota,
     IdempotencyConflict,
     InvalidRequest,
     JobStoreAway,
     ModelNotFound,
     NotFinished,
     PictureFailed,
+    QueuedJobsQuota,
+    QuotaTooSmall,
     ResourceExhausted,
     Unavailable,
     VideoCancelled,
     VideoDamaged,
     VideoFailed,
 )
+from reelkit.rpc_errors import details_of
 from reelkit.tracing import trace_metadata
 
 if TYPE_CHECKING:
@@ -271,8 +275,8 @@ async def _answer(call: Awaitable[T]) -> T:
 
 def _told(error: aio.AioRpcError) -> Exception:
     """What a gateway said of itself, or that there is none."""
-    code, info = error.code(), _info(error)
-    if info is None:
+    code, info = error.code(), details_of(error)
+    if info is None or info.domain != ERROR_DOMAIN:
         return PeerGone(f"{code.name}: {error.details()}")
     message = error.details() or "the video's gateway gave no reason"
     if code is grpc.StatusCode.NOT_FOUND:
@@ -281,31 +285,25 @@ def _told(error: aio.AioRpcError) -> Exception:
     if refused is InvalidRequest:
         return InvalidRequest((FieldViolation("request", message),))
     if refused is not None:
-        return refused(message, retry_after_s=RETRY_AFTER_S if refused.retryable else None)
+        usual_s = RETRY_AFTER_S if refused.retryable else None
+        return refused(message, retry_after_s=info.retry_after_s or usual_s)
     return PeerFailed(message, retry_after_s=RETRY_AFTER_S)
-
-
-def _info(error: aio.AioRpcError) -> error_details_pb2.ErrorInfo | None:
-    """The gateway's own word on the error, None where the connection is to blame."""
-    for name, value in error.trailing_metadata() or ():
-        if name == "grpc-status-details-bin" and isinstance(value, bytes):
-            for detail in status_pb2.Status.FromString(value).details:
-                info = error_details_pb2.ErrorInfo()
-                if detail.Unpack(info) and str(info.domain) == ERROR_DOMAIN:
-                    return info
-    return None
 
 
 # What one gateway may be told by another in its own words, by the error's code.
 _ERRORS: dict[str, type[GatewayError]] = {
     each.code: each
     for each in (
+        ConcurrentJobsQuota,
+        GpuSecondsQuota,
         IdempotencyConflict,
         InvalidRequest,
         JobStoreAway,
         ModelNotFound,
         NotFinished,
         PictureFailed,
+        QueuedJobsQuota,
+        QuotaTooSmall,
         ResourceExhausted,
         Unavailable,
         VideoCancelled,

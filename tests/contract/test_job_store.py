@@ -3,9 +3,17 @@
 import asyncio
 
 import pytest
-from reelmesh.v1 import job_service_pb2, video_pb2
+from reelmesh.v1 import job_service_pb2, tenant_pb2, video_pb2
 
-from gateway.errors import IdempotencyConflict, NotFinished, ResourceExhausted
+from gateway.errors import (
+    ConcurrentJobsQuota,
+    GpuSecondsQuota,
+    IdempotencyConflict,
+    NotFinished,
+    QuotaTooSmall,
+    ResourceExhausted,
+)
+from gateway.jobs.quota import reservation
 from gateway.jobs.store import KeyElsewhere, Owner
 from tests.support.jobs import JOB_STORES, memory_jobs
 
@@ -253,3 +261,66 @@ async def test_records_in_memory_are_bounded():
 
         with pytest.raises(ResourceExhausted):
             await fill()
+
+
+class Limits:
+    """The policies that a store under test holds its tenants to."""
+
+    def __init__(self, **fields):
+        self.policy = tenant_pb2.TenantPolicy(tenant="acme", **fields)
+
+    def of(self, tenant):
+        return self.policy if tenant == "acme" else tenant_pb2.TenantPolicy()
+
+
+def reserving(job_id, gpu_s, **fields):
+    record = job(job_id, **fields)
+    record.reservation.CopyFrom(reservation(gpu_s, now_s=1_000_000.0))
+    record.video.created_at.FromSeconds(1_000_000)
+    return record
+
+
+def took(record, gpu_s):
+    done = ended(record)
+    done.video.result.gpu_seconds = gpu_s
+    return done
+
+
+@pytest.mark.parametrize("stores", JOB_STORES)
+async def test_a_tenants_jobs_at_once_are_bounded(stores):
+    async with stores(Limits(concurrent_jobs=2)) as store:
+        await store.create(job("ap-1"))
+        await store.create(job("ap-2", key="k"))
+        with pytest.raises(ConcurrentJobsQuota, match="2 videos of the tenant") as raised:
+            await store.create(job("ap-3"))
+        assert raised.value.retry_after_s >= 1
+        assert raised.value.tenant == "acme"
+        # What stands already is found, and another tenant is another matter.
+        assert not (await store.create(job("ap-4", key="k")))[1]
+        assert (await store.create(job("ap-5", tenant="other")))[1]
+        await store.claim("ap-1", epoch=1, owner=OTHER)
+        with pytest.raises(ConcurrentJobsQuota):
+            await store.create(job("ap-3"))
+        await store.finish(ended(job("ap-1", epoch=2, owner=OTHER)))
+        await store.create(job("ap-3"))
+
+
+@pytest.mark.parametrize("stores", JOB_STORES)
+async def test_a_tenants_gpu_seconds_of_a_day_are_bounded(stores):
+    async with stores(Limits(gpu_seconds_per_day=25.0)) as store:
+        await store.create(reserving("ap-1", 10.0))
+        await store.create(reserving("ap-2", 10.0))
+        with pytest.raises(GpuSecondsQuota) as raised:
+            await store.create(reserving("ap-3", 10.0))
+        assert 0 < raised.value.retry_after_s <= 86_400
+        with pytest.raises(QuotaTooSmall):
+            await store.create(reserving("ap-3", 26.0))
+        for _ in range(2):
+            await store.finish(took(reserving("ap-1", 10.0), 4.0))
+        await store.create(reserving("ap-3", 11.0))
+        with pytest.raises(GpuSecondsQuota):
+            await store.create(reserving("ap-4", 0.5))
+        failed = ended(reserving("ap-3", 11.0), video_pb2.VIDEO_STATUS_FAILED)
+        await store.finish(failed)
+        await store.finish(took(reserving("ap-2", 10.0), 99.0))
+        await store.create(reserving("ap-4", 11.0))

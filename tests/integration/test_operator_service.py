@@ -41,6 +41,7 @@ REQUESTS = {
     "ListTenants": op.ListTenantsRequest(),
     "GetTenant": op.GetTenantRequest(tenant="t"),
     "SetTenant": op.SetTenantRequest(tenant={"tenant": "t"}),
+    "GetTenantUsage": op.GetTenantUsageRequest(tenant="t"),
     "UnsetTenant": op.UnsetTenantRequest(tenant="t", revision=1),
 }
 

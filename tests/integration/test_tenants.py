@@ -12,10 +12,8 @@ from reelmesh.v1 import operator_service_pb2 as op
 from reelmesh.v1 import tenant_pb2
 
 from control_plane.reelctl.app import run
-from tests.support.gateway_region import gateway_region
-from tests.support.operators import Client, auth_for
 from tests.support.stores import eventually
-from tests.support.tokens import TokenIssuer
+from tests.support.tenants import operated_region
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -23,21 +21,10 @@ pytestmark = pytest.mark.timeout(60)
 @pytest.fixture
 async def mesh(tmp_path):
     """A gateway, its control plane, and an operator of both, of one issuer."""
-    (tmp_path / "operators").mkdir()
-    issuer = TokenIssuer()
-    operator = {"listen": "127.0.0.1:0", "auth": auth_for(issuer, tmp_path / "operators")}
-    async with gateway_region(tmp_path, operator=operator) as region:
-        region.issuer = issuer
+    async with operated_region(tmp_path) as (region, operators):
         gateway = await region.start("a")
-        client = Client(region.control.operator_address, issuer)
-        document = {
-            "regions": {"ap": {"operator": region.control.operator_address}},
-            "tokens": {"operator": issuer.issue(scope="fleet:read fleet:operate")},
-        }
-        (tmp_path / "mesh.json").write_text(json.dumps(document))
         async with aiohttp.ClientSession() as http:
-            yield Mesh(region, gateway, client, http)
-        await client.channel.close()
+            yield Mesh(region, gateway, operators.client, http)
 
 
 class Mesh:

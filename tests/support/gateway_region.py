@@ -101,6 +101,10 @@ class Member(Gateway):
         await self.app.drain()
         await self._stack.aclose()
 
+    def policy(self, tenant: str) -> Any:
+        """What it has heard that a tenant may do."""
+        return self.core.policies.of(tenant)
+
     def execution(self, video_id: str) -> Any:
         return self.core.lifetimes.get(video_id)
 

@@ -3,24 +3,35 @@
 import contextlib
 from collections.abc import AsyncIterator
 
+from control_plane.keys import GlobalKeys
 from control_plane.store.memory import MemoryStore
 from gateway.jobs.memory import MemoryJobStore
 from gateway.jobs.remote import RemoteJobStore
 from gateway.jobs.store import JobStore
+from gateway.tenants import Policies
 from reelkit.clock import SystemClock
 from tests.support.controlplanes import running
 
 
 @contextlib.asynccontextmanager
-async def memory_jobs() -> AsyncIterator[JobStore]:
-    yield MemoryJobStore(max_records=50)
+async def memory_jobs(policies: Policies | None = None) -> AsyncIterator[JobStore]:
+    yield MemoryJobStore(max_records=50, policies=policies)
 
 
 @contextlib.asynccontextmanager
-async def remote_jobs() -> AsyncIterator[JobStore]:
-    """By way of a control plane in this process, whose own store has a contract suite."""
-    async with running(store=MemoryStore(clock=SystemClock())) as control:
-        store = RemoteJobStore(endpoints=[control.address], clock=SystemClock(), patience_s=5.0)
+async def remote_jobs(policies: Policies | None = None) -> AsyncIterator[JobStore]:
+    """By way of a control plane in this process, whose own store has a contract suite.
+
+    Its policies are in its store, as operators write them.
+    """
+    memory, clock = MemoryStore(clock=SystemClock()), SystemClock()
+    if policies is not None:
+        policy = policies.of("acme")
+        await memory.put(GlobalKeys(prefix="/reelmesh").tenant("acme"), policy.SerializeToString())
+    async with running(store=memory) as control:
+        store = RemoteJobStore(
+            endpoints=[control.address], clock=clock, patience_s=5.0, policies=policies
+        )
         try:
             yield store
         finally:

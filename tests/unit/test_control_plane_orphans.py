@@ -25,16 +25,16 @@ def put(job_id: str, owner: str, incarnation: str = "1", epoch: int = 1) -> KeyV
     record = pb.JobRecord(
         tenant="t", owner_gateway=owner, owner_incarnation=incarnation, epoch=epoch
     )
-    return KeyValue(KEYS.live_job(job_id), encode_live(record), 1, 1, 1, 0)
+    return KeyValue(KEYS.live_job("t", job_id), encode_live(record), 1, 1, 1, 0)
 
 
 @pytest.fixture
 def live():
-    return LiveJobs(keys=KEYS, on_change=lambda: None)
+    return LiveJobs(on_change=lambda: None)
 
 
 def apply(live, *upserts, deleted=(), kind=ChangeKind.DELTA):
-    live.apply(MirrorChange(kind, 1, upserts, tuple(map(KEYS.live_job, deleted))))
+    live.apply(MirrorChange(kind, 1, upserts, tuple(KEYS.live_job("t", each) for each in deleted)))
 
 
 def told(live, *gateways):

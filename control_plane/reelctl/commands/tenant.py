@@ -19,8 +19,9 @@ from control_plane.reelctl.limits import (
 )
 from control_plane.reelctl.options import Client, OutputOption, connected
 from control_plane.reelctl.output import Format, note, print_record, print_table, say
-from control_plane.reelctl.tenant_tables import policy_table, tenants_table
+from control_plane.reelctl.tenant_tables import policy_table, tenants_table, usage_table
 from control_plane.reelctl.waiting import SYSTEM_CLOCK
+from control_plane.reelctl.words import plain
 from reelkit.help_text import flow
 
 HELP = """Say what tenants may do: requests, videos, seconds of GPU, sizes, models.
@@ -52,6 +53,13 @@ LIST_HELP = """List the tenants that have a policy of their own.
 \b
   reelctl tenant list
   reelctl tenant list -o json"""
+USAGE_HELP = """Show what a tenant has now and spent today, beside its limits.
+
+One line for each gateway that has something of it; today is a day in UTC.
+
+\b
+  reelctl tenant usage studio-7
+  reelctl tenant usage studio-7 -o json"""
 UNSET_HELP = """Remove a tenant's policy: that of "*" holds from then on.
 
 \b
@@ -217,6 +225,22 @@ def list_policies(client: Client, output: OutputOption = Format.TABLE) -> None:
         print_table(tenants_table(found, now_s=SYSTEM_CLOCK.time()))
     else:
         note("No tenant has a policy: none is limited.")
+
+
+@app.command("usage", help=flow(USAGE_HELP))
+@connected
+def usage(client: Client, name: NameArgument, output: OutputOption = Format.TABLE) -> None:
+    """Shows use."""
+    try:
+        policy = _effective(client, name)
+    except NotFoundError:
+        policy = tenant_pb2.TenantPolicy(tenant=name)
+    found = client.tenant_usage(name, on_missing=note)
+    if output is Format.TABLE:
+        print_table(usage_table(found, policy))
+        return
+    document = {"tenant": name, "limits": plain_policy(policy)}
+    print_record({**document, "regions": [plain(each) for each in found]}, output)
 
 
 @app.command("unset", help=flow(UNSET_HELP))

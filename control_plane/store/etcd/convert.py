@@ -53,6 +53,8 @@ def to_event(event: pb.Event) -> WatchEvent:
 def from_compare(compare: Compare) -> pb.Compare:
     """The port's comparison as etcd's."""
     message = pb.Compare(key=compare.key.encode(), result=_RESULTS[compare.operator])
+    if compare.prefix:
+        message.range_end = prefix_end(message.key)
     if isinstance(compare.operand, bytes):
         message.target, message.value = pb.Compare.VALUE, compare.operand
     elif compare.target is Target.VERSION:

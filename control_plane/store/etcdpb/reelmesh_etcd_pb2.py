@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.control_plane/store/etcdpb/reelmesh_etcd.proto\x12\x0freelmesh.etcdpb\"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\"\x80\x01\n\x05\x45vent\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .reelmesh.etcdpb.Event.EventType\x12%\n\x02kv\x18\x02 \x01(\x0b\x32\x19.reelmesh.etcdpb.KeyValue\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\"\x92\x02\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12;\n\nsort_order\x18\x05 \x01(\x0e\x32\'.reelmesh.etcdpb.RangeRequest.SortOrder\x12=\n\x0bsort_target\x18\x06 \x01(\x0e\x32(.reelmesh.etcdpb.RangeRequest.SortTarget\".\n\tSortOrder\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06\x41SCEND\x10\x01\x12\x0b\n\x07\x44\x45SCEND\x10\x02\"\x15\n\nSortTarget\x12\x07\n\x03KEY\x10\x00\"v\n\rRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12&\n\x03kvs\x18\x02 \x03(\x0b\x32\x19.reelmesh.etcdpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\">\n\x0bPutResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\"4\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\"W\n\x13\x44\x65leteRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\"\xc7\x01\n\tRequestOp\x12\x36\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1d.reelmesh.etcdpb.RangeRequestH\x00\x12\x32\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x1b.reelmesh.etcdpb.PutRequestH\x00\x12\x43\n\x14request_delete_range\x18\x03 \x01(\x0b\x32#.reelmesh.etcdpb.DeleteRangeRequestH\x00\x42\t\n\x07request\"\xcf\x01\n\nResponseOp\x12\x38\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1e.reelmesh.etcdpb.RangeResponseH\x00\x12\x34\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x1c.reelmesh.etcdpb.PutResponseH\x00\x12\x45\n\x15response_delete_range\x18\x03 \x01(\x0b\x32$.reelmesh.etcdpb.DeleteRangeResponseH\x00\x42\n\n\x08response\"\x89\x03\n\x07\x43ompare\x12\x36\n\x06result\x18\x01 \x01(\x0e\x32&.reelmesh.etcdpb.Compare.CompareResult\x12\x36\n\x06target\x18\x02 \x01(\x0e\x32&.reelmesh.etcdpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03\"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union\"\x91\x01\n\nTxnRequest\x12)\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x18.reelmesh.etcdpb.Compare\x12+\n\x07success\x18\x02 \x03(\x0b\x32\x1a.reelmesh.etcdpb.RequestOp\x12+\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x1a.reelmesh.etcdpb.RequestOp\"\x81\x01\n\x0bTxnResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12.\n\tresponses\x18\x03 \x03(\x0b\x32\x1b.reelmesh.etcdpb.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"E\n\x12\x43ompactionResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\"^\n\x0cWatchRequest\x12=\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32#.reelmesh.etcdpb.WatchCreateRequestH\x00\x42\x0f\n\rrequest_union\"w\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\x12\x10\n\x08\x66ragment\x18\x08 \x01(\x08\"\xe0\x01\n\rWatchResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x10\n\x08\x66ragment\x18\x07 \x01(\x08\x12&\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x16.reelmesh.etcdpb.Event\",\n\x11LeaseGrantRequest\x12\x0b\n\x03ttl\x18\x01 \x01(\x03\x12\n\n\x02id\x18\x02 \x01(\x03\"m\n\x12LeaseGrantResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\" \n\x12LeaseRevokeRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"F\n\x13LeaseRevokeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"b\n\x16LeaseKeepAliveResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\"2\n\x16LeaseTimeToLiveRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04keys\x18\x02 \x01(\x08\"\x86\x01\n\x17LeaseTimeToLiveResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\x12\x13\n\x0bgranted_ttl\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\x0c\"5\n\x13\x41uthenticateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"V\n\x14\x41uthenticateResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\r\n\x05token\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.control_plane/store/etcdpb/reelmesh_etcd.proto\x12\x0freelmesh.etcdpb\"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\"\x80\x01\n\x05\x45vent\x12.\n\x04type\x18\x01 \x01(\x0e\x32 .reelmesh.etcdpb.Event.EventType\x12%\n\x02kv\x18\x02 \x01(\x0b\x32\x19.reelmesh.etcdpb.KeyValue\" \n\tEventType\x12\x07\n\x03PUT\x10\x00\x12\n\n\x06\x44\x45LETE\x10\x01\"\x92\x02\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12;\n\nsort_order\x18\x05 \x01(\x0e\x32\'.reelmesh.etcdpb.RangeRequest.SortOrder\x12=\n\x0bsort_target\x18\x06 \x01(\x0e\x32(.reelmesh.etcdpb.RangeRequest.SortTarget\".\n\tSortOrder\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06\x41SCEND\x10\x01\x12\x0b\n\x07\x44\x45SCEND\x10\x02\"\x15\n\nSortTarget\x12\x07\n\x03KEY\x10\x00\"v\n\rRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12&\n\x03kvs\x18\x02 \x03(\x0b\x32\x19.reelmesh.etcdpb.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\">\n\x0bPutResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\"4\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\"W\n\x13\x44\x65leteRangeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\"\xc7\x01\n\tRequestOp\x12\x36\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1d.reelmesh.etcdpb.RangeRequestH\x00\x12\x32\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x1b.reelmesh.etcdpb.PutRequestH\x00\x12\x43\n\x14request_delete_range\x18\x03 \x01(\x0b\x32#.reelmesh.etcdpb.DeleteRangeRequestH\x00\x42\t\n\x07request\"\xcf\x01\n\nResponseOp\x12\x38\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1e.reelmesh.etcdpb.RangeResponseH\x00\x12\x34\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x1c.reelmesh.etcdpb.PutResponseH\x00\x12\x45\n\x15response_delete_range\x18\x03 \x01(\x0b\x32$.reelmesh.etcdpb.DeleteRangeResponseH\x00\x42\n\n\x08response\"\x9c\x03\n\x07\x43ompare\x12\x36\n\x06result\x18\x01 \x01(\x0e\x32&.reelmesh.etcdpb.Compare.CompareResult\x12\x36\n\x06target\x18\x02 \x01(\x0e\x32&.reelmesh.etcdpb.Compare.CompareTarget\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x11\n\x07version\x18\x04 \x01(\x03H\x00\x12\x19\n\x0f\x63reate_revision\x18\x05 \x01(\x03H\x00\x12\x16\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x12\x0f\n\x05value\x18\x07 \x01(\x0cH\x00\x12\x0f\n\x05lease\x18\x08 \x01(\x03H\x00\x12\x11\n\trange_end\x18@ \x01(\x0c\"@\n\rCompareResult\x12\t\n\x05\x45QUAL\x10\x00\x12\x0b\n\x07GREATER\x10\x01\x12\x08\n\x04LESS\x10\x02\x12\r\n\tNOT_EQUAL\x10\x03\"G\n\rCompareTarget\x12\x0b\n\x07VERSION\x10\x00\x12\n\n\x06\x43REATE\x10\x01\x12\x07\n\x03MOD\x10\x02\x12\t\n\x05VALUE\x10\x03\x12\t\n\x05LEASE\x10\x04\x42\x0e\n\x0ctarget_union\"\x91\x01\n\nTxnRequest\x12)\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x18.reelmesh.etcdpb.Compare\x12+\n\x07success\x18\x02 \x03(\x0b\x32\x1a.reelmesh.etcdpb.RequestOp\x12+\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x1a.reelmesh.etcdpb.RequestOp\"\x81\x01\n\x0bTxnResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12.\n\tresponses\x18\x03 \x03(\x0b\x32\x1b.reelmesh.etcdpb.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"E\n\x12\x43ompactionResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\"^\n\x0cWatchRequest\x12=\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32#.reelmesh.etcdpb.WatchCreateRequestH\x00\x42\x0f\n\rrequest_union\"w\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\x12\x10\n\x08\x66ragment\x18\x08 \x01(\x08\"\xe0\x01\n\rWatchResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x10\n\x08\x66ragment\x18\x07 \x01(\x08\x12&\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x16.reelmesh.etcdpb.Event\",\n\x11LeaseGrantRequest\x12\x0b\n\x03ttl\x18\x01 \x01(\x03\x12\n\n\x02id\x18\x02 \x01(\x03\"m\n\x12LeaseGrantResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\" \n\x12LeaseRevokeRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"F\n\x13LeaseRevokeResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"b\n\x16LeaseKeepAliveResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\"2\n\x16LeaseTimeToLiveRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04keys\x18\x02 \x01(\x08\"\x86\x01\n\x17LeaseTimeToLiveResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\x12\x13\n\x0bgranted_ttl\x18\x04 \x01(\x03\x12\x0c\n\x04keys\x18\x05 \x03(\x0c\"5\n\x13\x41uthenticateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"V\n\x14\x41uthenticateResponse\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1f.reelmesh.etcdpb.ResponseHeader\x12\r\n\x05token\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,43 +60,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSEOP']._serialized_start=1275
   _globals['_RESPONSEOP']._serialized_end=1482
   _globals['_COMPARE']._serialized_start=1485
-  _globals['_COMPARE']._serialized_end=1878
-  _globals['_COMPARE_COMPARERESULT']._serialized_start=1725
-  _globals['_COMPARE_COMPARERESULT']._serialized_end=1789
-  _globals['_COMPARE_COMPARETARGET']._serialized_start=1791
-  _globals['_COMPARE_COMPARETARGET']._serialized_end=1862
-  _globals['_TXNREQUEST']._serialized_start=1881
-  _globals['_TXNREQUEST']._serialized_end=2026
-  _globals['_TXNRESPONSE']._serialized_start=2029
-  _globals['_TXNRESPONSE']._serialized_end=2158
-  _globals['_COMPACTIONREQUEST']._serialized_start=2160
-  _globals['_COMPACTIONREQUEST']._serialized_end=2215
-  _globals['_COMPACTIONRESPONSE']._serialized_start=2217
-  _globals['_COMPACTIONRESPONSE']._serialized_end=2286
-  _globals['_WATCHREQUEST']._serialized_start=2288
-  _globals['_WATCHREQUEST']._serialized_end=2382
-  _globals['_WATCHCREATEREQUEST']._serialized_start=2384
-  _globals['_WATCHCREATEREQUEST']._serialized_end=2503
-  _globals['_WATCHRESPONSE']._serialized_start=2506
-  _globals['_WATCHRESPONSE']._serialized_end=2730
-  _globals['_LEASEGRANTREQUEST']._serialized_start=2732
-  _globals['_LEASEGRANTREQUEST']._serialized_end=2776
-  _globals['_LEASEGRANTRESPONSE']._serialized_start=2778
-  _globals['_LEASEGRANTRESPONSE']._serialized_end=2887
-  _globals['_LEASEREVOKEREQUEST']._serialized_start=2889
-  _globals['_LEASEREVOKEREQUEST']._serialized_end=2921
-  _globals['_LEASEREVOKERESPONSE']._serialized_start=2923
-  _globals['_LEASEREVOKERESPONSE']._serialized_end=2993
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=2995
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=3030
-  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=3032
-  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=3130
-  _globals['_LEASETIMETOLIVEREQUEST']._serialized_start=3132
-  _globals['_LEASETIMETOLIVEREQUEST']._serialized_end=3182
-  _globals['_LEASETIMETOLIVERESPONSE']._serialized_start=3185
-  _globals['_LEASETIMETOLIVERESPONSE']._serialized_end=3319
-  _globals['_AUTHENTICATEREQUEST']._serialized_start=3321
-  _globals['_AUTHENTICATEREQUEST']._serialized_end=3374
-  _globals['_AUTHENTICATERESPONSE']._serialized_start=3376
-  _globals['_AUTHENTICATERESPONSE']._serialized_end=3462
+  _globals['_COMPARE']._serialized_end=1897
+  _globals['_COMPARE_COMPARERESULT']._serialized_start=1744
+  _globals['_COMPARE_COMPARERESULT']._serialized_end=1808
+  _globals['_COMPARE_COMPARETARGET']._serialized_start=1810
+  _globals['_COMPARE_COMPARETARGET']._serialized_end=1881
+  _globals['_TXNREQUEST']._serialized_start=1900
+  _globals['_TXNREQUEST']._serialized_end=2045
+  _globals['_TXNRESPONSE']._serialized_start=2048
+  _globals['_TXNRESPONSE']._serialized_end=2177
+  _globals['_COMPACTIONREQUEST']._serialized_start=2179
+  _globals['_COMPACTIONREQUEST']._serialized_end=2234
+  _globals['_COMPACTIONRESPONSE']._serialized_start=2236
+  _globals['_COMPACTIONRESPONSE']._serialized_end=2305
+  _globals['_WATCHREQUEST']._serialized_start=2307
+  _globals['_WATCHREQUEST']._serialized_end=2401
+  _globals['_WATCHCREATEREQUEST']._serialized_start=2403
+  _globals['_WATCHCREATEREQUEST']._serialized_end=2522
+  _globals['_WATCHRESPONSE']._serialized_start=2525
+  _globals['_WATCHRESPONSE']._serialized_end=2749
+  _globals['_LEASEGRANTREQUEST']._serialized_start=2751
+  _globals['_LEASEGRANTREQUEST']._serialized_end=2795
+  _globals['_LEASEGRANTRESPONSE']._serialized_start=2797
+  _globals['_LEASEGRANTRESPONSE']._serialized_end=2906
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=2908
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=2940
+  _globals['_LEASEREVOKERESPONSE']._serialized_start=2942
+  _globals['_LEASEREVOKERESPONSE']._serialized_end=3012
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=3014
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=3049
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=3051
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=3149
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_start=3151
+  _globals['_LEASETIMETOLIVEREQUEST']._serialized_end=3201
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_start=3204
+  _globals['_LEASETIMETOLIVERESPONSE']._serialized_end=3338
+  _globals['_AUTHENTICATEREQUEST']._serialized_start=3340
+  _globals['_AUTHENTICATEREQUEST']._serialized_end=3393
+  _globals['_AUTHENTICATERESPONSE']._serialized_start=3395
+  _globals['_AUTHENTICATERESPONSE']._serialized_end=3481
 # @@protoc_insertion_point(module_scope)

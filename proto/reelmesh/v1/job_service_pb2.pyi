@@ -167,24 +167,82 @@ class QuotaReservation(_message.Message):
 Global___QuotaReservation: _TypeAlias = QuotaReservation  # noqa: Y015
 
 @_typing.final
+class QuotaSpent(_message.Message):
+    """GPU-seconds of a tenant's jobs that ended, as they are stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPU_SECONDS_FIELD_NUMBER: _builtins.int
+    gpu_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        gpu_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gpu_seconds", b"gpu_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaSpent: _TypeAlias = QuotaSpent  # noqa: Y015
+
+@_typing.final
+class JobLimits(_message.Message):
+    """What a tenant may have at once and in a day, as the job's gateway last heard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONCURRENT_JOBS_FIELD_NUMBER: _builtins.int
+    GPU_SECONDS_PER_DAY_FIELD_NUMBER: _builtins.int
+    concurrent_jobs: _builtins.int
+    gpu_seconds_per_day: _builtins.float
+    def __init__(
+        self,
+        *,
+        concurrent_jobs: _builtins.int | None = ...,
+        gpu_seconds_per_day: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_concurrent_jobs", b"_concurrent_jobs", "_gpu_seconds_per_day", b"_gpu_seconds_per_day", "concurrent_jobs", b"concurrent_jobs", "gpu_seconds_per_day", b"gpu_seconds_per_day"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_concurrent_jobs", b"_concurrent_jobs", "_gpu_seconds_per_day", b"_gpu_seconds_per_day", "concurrent_jobs", b"concurrent_jobs", "gpu_seconds_per_day", b"gpu_seconds_per_day"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__concurrent_jobs: _TypeAlias = _typing.Literal["concurrent_jobs"]  # noqa: Y015
+    _WhichOneofArgType__concurrent_jobs: _TypeAlias = _typing.Literal["_concurrent_jobs", b"_concurrent_jobs"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_seconds_per_day: _TypeAlias = _typing.Literal["gpu_seconds_per_day"]  # noqa: Y015
+    _WhichOneofArgType__gpu_seconds_per_day: _TypeAlias = _typing.Literal["_gpu_seconds_per_day", b"_gpu_seconds_per_day"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__concurrent_jobs) -> _WhichOneofReturnType__concurrent_jobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_seconds_per_day) -> _WhichOneofReturnType__gpu_seconds_per_day | None: ...
+
+Global___JobLimits: _TypeAlias = JobLimits  # noqa: Y015
+
+@_typing.final
 class CreateJobRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_FIELD_NUMBER: _builtins.int
     OVER_ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     over_assignment: _builtins.bool
     """The job is made though its key was assigned to another region."""
     @_builtins.property
     def job(self) -> Global___JobRecord: ...
+    @_builtins.property
+    def limits(self) -> Global___JobLimits:
+        """Hold where the control plane itself has not heard of the tenants' policies yet."""
+
     def __init__(
         self,
         *,
         job: Global___JobRecord | None = ...,
         over_assignment: _builtins.bool = ...,
+        limits: Global___JobLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "over_assignment", b"over_assignment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "limits", b"limits", "over_assignment", b"over_assignment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

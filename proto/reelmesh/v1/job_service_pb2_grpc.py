@@ -106,7 +106,9 @@ class JobServiceServicer:
     """
 
     def CreateJob(self, request, context):
-        """Idempotent by job id, and by (tenant, idempotency key).
+        """Idempotent by job id, and by (tenant, idempotency key). RESOURCE_EXHAUSTED, reasons
+        quota_concurrent_jobs and quota_gpu_seconds, where the tenant has as much as it may
+        already; PERMISSION_DENIED, reason quota_too_small, where it may never have this.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

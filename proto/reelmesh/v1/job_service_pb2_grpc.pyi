@@ -37,7 +37,10 @@ class JobServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     CreateJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.CreateJobRequest, _job_service_pb2.CreateJobResponse]
-    """Idempotent by job id, and by (tenant, idempotency key)."""
+    """Idempotent by job id, and by (tenant, idempotency key). RESOURCE_EXHAUSTED, reasons
+    quota_concurrent_jobs and quota_gpu_seconds, where the tenant has as much as it may
+    already; PERMISSION_DENIED, reason quota_too_small, where it may never have this.
+    """
     GetJob: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]
     """NOT_FOUND where the tenant has no such job."""
     FindJobByKey: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.FindJobByKeyRequest, _job_service_pb2.FindJobByKeyResponse]
@@ -78,7 +81,10 @@ class JobServiceAsyncStub(JobServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.CreateJobRequest, _job_service_pb2.CreateJobResponse]  # type: ignore[assignment]
-    """Idempotent by job id, and by (tenant, idempotency key)."""
+    """Idempotent by job id, and by (tenant, idempotency key). RESOURCE_EXHAUSTED, reasons
+    quota_concurrent_jobs and quota_gpu_seconds, where the tenant has as much as it may
+    already; PERMISSION_DENIED, reason quota_too_small, where it may never have this.
+    """
     GetJob: _aio.UnaryUnaryMultiCallable[_job_service_pb2.GetJobRequest, _job_service_pb2.GetJobResponse]  # type: ignore[assignment]
     """NOT_FOUND where the tenant has no such job."""
     FindJobByKey: _aio.UnaryUnaryMultiCallable[_job_service_pb2.FindJobByKeyRequest, _job_service_pb2.FindJobByKeyResponse]  # type: ignore[assignment]
@@ -122,7 +128,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_service_pb2.CreateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_service_pb2.CreateJobResponse, _abc.Awaitable[_job_service_pb2.CreateJobResponse]]:
-        """Idempotent by job id, and by (tenant, idempotency key)."""
+        """Idempotent by job id, and by (tenant, idempotency key). RESOURCE_EXHAUSTED, reasons
+        quota_concurrent_jobs and quota_gpu_seconds, where the tenant has as much as it may
+        already; PERMISSION_DENIED, reason quota_too_small, where it may never have this.
+        """
 
     @_abc_1.abstractmethod
     def GetJob(

@@ -101,6 +101,11 @@ class OperatorServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantResponse.FromString,
                 _registered_method=True)
+        self.GetTenantUsage = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/GetTenantUsage',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -198,6 +203,13 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTenantUsage(self, request, context):
+        """What a tenant has in this region now, and has spent today.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -265,6 +277,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.UnsetTenant,
                     request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantResponse.SerializeToString,
+            ),
+            'GetTenantUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenantUsage,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -620,6 +637,33 @@ class OperatorService:
             '/reelmesh.v1.OperatorService/UnsetTenant',
             reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantRequest.SerializeToString,
             reelmesh_dot_v1_dot_operator__service__pb2.UnsetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenantUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/GetTenantUsage',
+            reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

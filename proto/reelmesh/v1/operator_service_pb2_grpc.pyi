@@ -64,6 +64,8 @@ class OperatorServiceStub:
     """
     UnsetTenant: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.UnsetTenantRequest, _operator_service_pb2.UnsetTenantResponse]
     """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
+    GetTenantUsage: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetTenantUsageRequest, _operator_service_pb2.GetTenantUsageResponse]
+    """What a tenant has in this region now, and has spent today."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -101,6 +103,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """
     UnsetTenant: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.UnsetTenantRequest, _operator_service_pb2.UnsetTenantResponse]  # type: ignore[assignment]
     """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
+    GetTenantUsage: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetTenantUsageRequest, _operator_service_pb2.GetTenantUsageResponse]  # type: ignore[assignment]
+    """What a tenant has in this region now, and has spent today."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """What reelctl asks of a control plane; it has a listener of its own and wants an
@@ -213,5 +217,13 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.UnsetTenantResponse, _abc.Awaitable[_operator_service_pb2.UnsetTenantResponse]]:
         """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
+
+    @_abc_1.abstractmethod
+    def GetTenantUsage(
+        self,
+        request: _operator_service_pb2.GetTenantUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.GetTenantUsageResponse, _abc.Awaitable[_operator_service_pb2.GetTenantUsageResponse]]:
+        """What a tenant has in this region now, and has spent today."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

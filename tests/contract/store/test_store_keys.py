@@ -21,6 +21,8 @@ from control_plane.store.port import (
     Put,
     Target,
     absent,
+    none_created_since,
+    none_written_since,
     unchanged,
 )
 
@@ -197,3 +199,64 @@ async def test_what_is_too_large_is_refused_and_named(store):
     with pytest.raises(StoreRefusedError):
         await store.txn([], [Put(f"/{n}", b"") for n in range(MAX_TXN_OPS + 1)])
     await store.put("/big", bytes(MAX_VALUE_BYTES))
+
+
+@pytest.mark.parametrize("compare_of", [none_created_since, none_written_since])
+async def test_a_prefix_holds_while_nothing_new_is_under_it(store, compare_of):
+    async def holds_at(revision, prefix="/p/"):
+        return (await store.txn([compare_of(prefix, revision)], [])).succeeded
+
+    # Nothing is under it, at whatever revision.
+    assert await holds_at(0)
+    first = await store.put("/p/a", b"1")
+    assert not await holds_at(first - 1)
+    assert await holds_at(first)
+    await store.put("/q", b"1")
+    await store.put("/p", b"1")
+    assert await holds_at(first)
+    second = await store.put("/p/b", b"1")
+    assert not await holds_at(first)
+    assert await holds_at(second)
+    # What goes is not new, and what comes back is.
+    await store.delete("/p/b")
+    assert await holds_at(first)
+    third = await store.put("/p/b", b"1")
+    assert not await holds_at(second)
+    assert await holds_at(third)
+
+
+async def test_a_key_written_anew_was_written_and_not_created(store):
+    first = await store.put("/p/a", b"1")
+    await store.put("/p/a", b"2")
+    assert (await store.txn([none_created_since("/p/", first)], [])).succeeded
+    assert not (await store.txn([none_written_since("/p/", first)], [])).succeeded
+
+
+async def test_a_condition_on_a_prefix_is_one_on_each_of_its_keys(store):
+    await store.put("/p/a", b"1")
+    await store.put("/p/b", b"2")
+
+    async def all_are(value):
+        compare = Compare("/p/", Target.VALUE, value, prefix=True)
+        return (await store.txn([compare], [])).succeeded
+
+    assert not await all_are(b"1")
+    await store.put("/p/b", b"1")
+    assert await all_are(b"1")
+    # As with one absent key: its value compares with nothing.
+    compare = Compare("/none/", Target.VALUE, b"1", Operator.NOT_EQUAL, prefix=True)
+    assert not (await store.txn([compare], [])).succeeded
+    absent_all = Compare("/none/", Target.CREATE_REVISION, 0, prefix=True)
+    assert (await store.txn([absent_all], [])).succeeded
+    with pytest.raises(StoreRefusedError):
+        await store.txn([Compare("", Target.VERSION, 0, prefix=True)], [])
+
+
+async def test_of_many_who_found_room_for_one_more_one_gets_it(store):
+    revision = (await store.range("/p/")).revision
+
+    async def take(number):
+        result = await store.txn([none_created_since("/p/", revision)], [Put(f"/p/{number}", b"x")])
+        return result.succeeded
+
+    assert sum(await asyncio.gather(*(take(number) for number in range(20)))) == 1
