@@ -122,7 +122,7 @@ class QuotaExceededError(ControlPlaneError):
     code = "quota"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float = RETRY_DELAY_S) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
