@@ -125,7 +125,9 @@ class VideoApplication(Protocol):
             caller: The verified caller.
             spec: What is asked for; every rule of the model is checked. ``resolution``
                 is an alias of the model or the WIDTHxHEIGHT of one of its sizes.
-            options: Idempotency key, durability and deadline of the job.
+            options: Idempotency key, durability and deadline of the job. Where it names a video
+                that is remixed, that video's settings are taken where ``spec`` leaves them
+                out: all but the prompt.
             streamed: The caller will :meth:`watch` it at once, and gives it up by
                 leaving; it is then cancelled after a grace time unless durable.
             unfit: By the spec's field, whole numbers that were asked for and that it
@@ -133,6 +135,7 @@ class VideoApplication(Protocol):
 
         Raises:
             InvalidRequest: Names each field that breaks a rule.
+            VideoNotFound: The video that is remixed is none of this tenant; likewise OtherRegion.
             IdempotencyConflict: The key was used with another request.
             ResourceExhausted: The queue is full or the wait passes the deadline.
             Unavailable: No ready node serves the model.

@@ -33,6 +33,7 @@ from gateway.priority import check_priority, granted
 from gateway.tenants import Policies, TenantPolicies
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_options
 from gateway.validation.policy import resolve_within
+from gateway.validation.remix import remixed
 from gateway.validation.request import Catalog
 from reelkit.clock import Clock
 from reelkit.tracing import current_traceparent
@@ -66,6 +67,8 @@ def fake_model() -> model_pb2.ModelInfo:
                 ("480p", 128, 96),
                 ("1280x720", 128, 96),
                 ("720x1280", 96, 128),
+                ("1792x1024", 128, 96),
+                ("1024x1792", 96, 128),
             )
         ],
         frames=model_pb2.FrameRule(min=5, max=97, step=4),
@@ -235,6 +238,9 @@ class FakeApplication:
         """See the port."""
         self._check_broken()
         self.traceparents.append(current_traceparent())
+        if options.remixed_from_video_id:
+            original = self._job(caller, options.remixed_from_video_id).video
+            spec = remixed(spec, original.spec, unfit)
         catalog = Catalog(tuple(self._models), self._models[0].name)
         seed = random.getrandbits(32)
         policy = self._policies.of(caller.tenant)
@@ -437,6 +443,7 @@ class FakeApplication:
             spec=spec,
             region=self._region,
             priority=granted(options.priority, self._policies.of(tenant)),
+            remixed_from_video_id=options.remixed_from_video_id,
         )
         video.created_at.FromNanoseconds(int(self._clock.wall() * 1e9))
         job = _Job(

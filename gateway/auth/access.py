@@ -41,6 +41,7 @@ ACCESS: Mapping[str, Scope | None] = MappingProxyType(
         "GET /v1/videos/{video_id}/content": Scope.VIDEO_READ,
         "GET /v1/videos/{video_id}/events": Scope.VIDEO_READ,
         "POST /v1/videos/{video_id}/cancel": Scope.VIDEO_GENERATE,
+        "POST /v1/videos/{video_id}/remix": Scope.VIDEO_GENERATE,
         "GET /v1/models": Scope.FLEET_READ,
         "GET /v1/models/{name}": Scope.FLEET_READ,
         "GET /v1/regions": Scope.FLEET_READ,

@@ -29,6 +29,7 @@ from gateway.output.wire import seq_of_encoded
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.regions.link import RegionLink
 from gateway.regions.regions import Regions
+from gateway.validation.remix import remixed
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 
@@ -100,6 +101,10 @@ class MeshVideos:
         unfit: Mapping[str, int] = ALL_FIT,
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`."""
+        if options.remixed_from_video_id and not caller.hops:
+            # Whoever it is forwarded to need not know the original.
+            original = await self.get(caller, options.remixed_from_video_id)
+            spec = remixed(spec, original.spec, unfit)
         return await self._new.create(caller, spec, options, streamed=streamed, unfit=unfit)
 
     # --- videos of any region ---

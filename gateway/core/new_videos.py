@@ -237,6 +237,7 @@ class NewVideos:
             streamed=request.streamed,
             unfit=request.unfit,
             over_assignment=over_assignment,
+            merged=True,
         )
 
     async def _forward(self, link: RegionLink, address: str, request: _Request) -> video_pb2.Video:

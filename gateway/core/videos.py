@@ -27,6 +27,7 @@ from gateway.jobs.ids import not_here, region_of
 from gateway.jobs.store import JobStore
 from gateway.peers.client import PeerGone, Peers
 from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from gateway.validation.remix import remixed
 
 
 class Videos:
@@ -74,15 +75,20 @@ class Videos:
         streamed: bool,
         unfit: Mapping[str, int] = ALL_FIT,
         over_assignment: bool = False,
+        merged: bool = False,
     ) -> video_pb2.Video:
         """See :meth:`gateway.application.VideoApplication.create`.
 
         Args as there, and:
             over_assignment: It is made here though its key was assigned to another region.
+            merged: The spec has the settings of the video that is remixed, where there is one.
 
         Raises:
             KeyElsewhere: Its key was, and ``over_assignment`` was not given.
         """
+        if options.remixed_from_video_id and not merged:
+            original = await self.get(caller, options.remixed_from_video_id)
+            spec = remixed(spec, original.spec, unfit)
         return await self._admission.create(
             caller,
             spec,

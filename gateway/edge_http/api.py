@@ -82,6 +82,7 @@ def build_http_app(
         ("HEAD", "/v1/videos/{video_id}/content", routes.content),
         ("GET", "/v1/videos/{video_id}/events", routes.events),
         ("POST", "/v1/videos/{video_id}/cancel", routes.cancel),
+        ("POST", "/v1/videos/{video_id}/remix", routes.remix),
         ("GET", "/v1/models", routes.models),
         ("GET", "/v1/models/{name}", routes.model),
         ("GET", "/v1/regions", routes.regions),
@@ -132,10 +133,17 @@ class _Routes:
         )
 
     async def create(self, request: web.Request) -> web.StreamResponse:
+        return await self._create(request, original="")
+
+    async def remix(self, request: web.Request) -> web.StreamResponse:
+        return await self._create(request, original=_video_id(request))
+
+    async def _create(self, request: web.Request, *, original: str) -> web.StreamResponse:
         key = _idempotency_key(request)
         wish = await read_create_request(request, timeout_s=self._config.body_timeout_s)
         if key:
             wish.options.idempotency_key = key
+        wish.options.remixed_from_video_id = original
         try:
             video = await self._application.create(
                 request[CALLER], wish.spec, wish.options, streamed=False, unfit=wish.unfit

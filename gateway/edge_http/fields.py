@@ -146,8 +146,11 @@ class OutsideField(WrongValue):
 
 def unknown_field(name: str) -> FieldViolation:
     """The violation of a field that does not exist, with the names closest to it."""
-    if name == "input_reference":
-        return FieldViolation(name, "is not supported: videos are made from text alone")
+    # A form has the members of OpenAI's reference object in brackets: input_reference[file_id].
+    if name.partition("[")[0] == "input_reference":
+        return FieldViolation(
+            "input_reference", "is not supported: videos are made from text alone"
+        )
     habit = _HABITS.get(name)
     nearest = difflib.get_close_matches(name[:64], FIELDS, n=3, cutoff=0.6)
     if habit is not None:

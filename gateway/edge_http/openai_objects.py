@@ -41,7 +41,7 @@ def video_object(video: video_pb2.Video) -> dict[str, Any]:
         "seconds": _seconds(spec),
         "size": f"{spec.width}x{spec.height}",
         "error": _error(video),
-        "remixed_from_video_id": None,
+        "remixed_from_video_id": video.remixed_from_video_id or None,
         **_own_fields(video),
     }
 

@@ -128,6 +128,17 @@ def _of_one_video() -> dict[str, Json]:
             parameters=[_VIDEO_ID],
             errors=("404", "421"),
         ),
+        "POST /v1/videos/{video_id}/remix": _operation(
+            "remixVideo",
+            "Remix a video",
+            "Another video with a new prompt and the settings of this one, its seed too, which may "
+            "have ended in any way. Fields beside the prompt replace its settings. The model is "
+            "the one of that name, in the version that is served now.",
+            ok=video,
+            parameters=[_VIDEO_ID, _header("Idempotency-Key", _KEY, "[!-~]{1,128}")],
+            body=_BODY,
+            errors=("400", "404", "413", "415", "421", "422"),
+        ),
         "POST /v1/videos/{video_id}/cancel": _operation(
             "cancelVideo",
             "Cancel a video",

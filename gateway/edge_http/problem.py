@@ -91,6 +91,8 @@ def problem_of_status(
         title=title,
         detail=detail or usual,
         openai_type="server_error" if status >= 500 else "invalid_request_error",
+        # A body that came too slowly may come faster; all else stays what it is.
+        retryable=status == 408,
         headers=headers or {},
     )
 

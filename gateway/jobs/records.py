@@ -51,6 +51,7 @@ def new_record(
             region=region,
             durable=durable,
             priority=priority,
+            remixed_from_video_id=options.remixed_from_video_id,
         ),
         tenant=caller.tenant,
         subject=caller.subject,

@@ -115,9 +115,17 @@ async def test_an_image_is_refused_by_name(edges):
     form = aiohttp.FormData()
     form.add_field("prompt", "x")
     form.add_field("input_reference", b"\x89PNG", filename="a.png", content_type="image/png")
-    problem = await refused(edges, data=form)
-    assert problem["error"]["param"] == "input_reference"
-    assert "text" in problem["detail"]
+    bracketed = aiohttp.FormData(default_to_multipart=True)
+    bracketed.add_field("prompt", "x")
+    bracketed.add_field("input_reference[file_id]", "file-1")
+    for asked in (
+        {"data": form},
+        {"data": bracketed},
+        {"json": {"prompt": "x", "input_reference": {"image_url": "https://example.com/a.png"}}},
+    ):
+        problem = await refused(edges, **asked)
+        assert problem["error"]["param"] == "input_reference"
+        assert "text" in problem["detail"]
 
 
 @pytest.mark.parametrize(

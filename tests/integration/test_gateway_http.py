@@ -186,6 +186,34 @@ async def test_progress_is_told_while_it_runs(edges):
     assert (video["status"], video["progress"]) == ("in_progress", 50)
 
 
+async def test_a_remix_names_its_original(edges):
+    created = await create(edges, size="1280x720", num_inference_steps=3)
+    path = f"/v1/videos/{created['id']}/remix"
+    key = {"Idempotency-Key": "again"}
+    made = [
+        await call(edges, "POST", path, json={"prompt": "a blue ball"}, headers=key)
+        for _ in range(2)
+    ]
+    for status, headers, remix in made:
+        assert (status, remix["id"]) == (200, made[0][2]["id"])
+        assert headers["Location"] == f"/v1/videos/{remix['id']}"
+        assert remix["remixed_from_video_id"] == created["id"]
+        for name in ("size", "num_frames", "num_inference_steps", "seed", "guidance_scale"):
+            assert remix[name] == created[name]
+    assert created["remixed_from_video_id"] is None
+    for body, status, param in (
+        ({}, 400, "prompt"),
+        ({"prompt": "x", "seed": -1}, 400, "seed"),
+        ({"prompt": "x", "num_inference_steps": 0}, 400, "num_inference_steps"),
+        ({"prompt": "x", "prompts": 1}, 400, "prompts"),
+    ):
+        found, _h, problem = await call(edges, "POST", path, json=body)
+        assert (found, problem["error"]["param"]) == (status, param)
+    other = edges.bearer(tenant="other")
+    status, _h, problem = await call(edges, "POST", path, json={"prompt": "x"}, headers=other)
+    assert (status, problem["code"]) == (404, "video_not_found")
+
+
 # --- content ---
 
 

@@ -169,10 +169,92 @@ async def test_a_cancelled_video_polls_as_failed(client, edges):
     assert polled.error.code == "cancelled"
 
 
-async def test_the_sync_client_works_too(edges):
+async def test_what_no_retry_can_help_is_not_retried(client, edges, monkeypatch):
+    calls = 0
+
+    async def damaged(*_args, **_kwargs):
+        nonlocal calls
+        calls += 1
+        raise errors.VideoDamaged("the stored video is damaged; have it made again")
+
+    video = await client.videos.create(prompt="x")
+    monkeypatch.setattr(edges.application, "download", damaged)
+    with pytest.raises(openai.InternalServerError) as raised:
+        await client.videos.download_content(video.id)
+    assert raised.value.code == "video_damaged"
+    edges.application.broken = RuntimeError("unforeseen")
+    with pytest.raises(openai.InternalServerError):
+        await client.videos.retrieve(video.id)
+    assert calls == 1
+
+
+async def test_variants_are_downloaded(client):
+    video = await client.videos.create_and_poll(prompt="a panda", poll_interval_ms=10)
+    found = {}
+    for variant in ("video", "thumbnail", "spritesheet"):
+        content = await client.videos.download_content(video.id, variant=variant)
+        found[variant] = content.content
+        kind = "video/mp4" if variant == "video" else "image/jpeg"
+        assert content.response.headers["Content-Type"] == kind
+    assert len({*found.values()}) == 3
+
+
+async def test_a_video_is_remixed(client):
+    original = await client.videos.create(prompt="a panda", seconds="4", size="720x1280")
+    remix = await client.videos.remix(original.id, prompt="a bear")
+    assert (remix.prompt, remix.remixed_from_video_id) == ("a bear", original.id)
+    assert (remix.size, remix.seconds, remix.seed) == ("96x128", "4", original.seed)
+    with pytest.raises(openai.NotFoundError):
+        await client.videos.remix("ap-01jd3x8z5q0e8m2c4r6t7v9wxy", prompt="a bear")
+
+
+@pytest.mark.parametrize("reference", [("still.png", b"\x89PNG\r\n", "image/png"), b"\x89PNG"])
+async def test_a_still_to_begin_with_is_refused_by_name(client, reference):
+    with pytest.raises(openai.BadRequestError) as raised:
+        await client.videos.create(prompt="x", input_reference=reference)
+    assert raised.value.param == "input_reference"
+    assert "videos are made from text alone" in raised.value.message
+
+
+SIZES = {
+    "1280x720": "128x96",
+    "720x1280": "96x128",
+    "1792x1024": "128x96",
+    "1024x1792": "96x128",
+}
+
+
+@pytest.mark.parametrize(("size", "made"), SIZES.items())
+@pytest.mark.parametrize("seconds", ["4", "8", "12"])
+async def test_openais_sizes_and_seconds_are_the_manifests_aliases(client, size, made, seconds):
+    video = await client.videos.create(prompt="x", size=size, seconds=seconds)
+    assert (video.size, video.seconds) == (made, seconds)
+    assert video.requested == {"resolution": size, "seconds": float(seconds)}
+
+
+async def test_the_sync_client_does_all_of_it_too(edges):
     def use():
         with openai.OpenAI(api_key=edges.issuer.issue(), base_url=f"{edges.http_url}/v1") as client:
-            video = client.videos.create_and_poll(prompt="a panda", poll_interval_ms=10)
-            return client.videos.download_content(video.id).content
+            videos = client.videos
+            video = videos.create_and_poll(prompt="a panda", poll_interval_ms=10)
+            assert video.status == "completed"
+            content = videos.download_content(video.id).content
+            assert len(content) == 10_000
+            assert len(videos.download_content(video.id, variant="thumbnail").content) < 100
+            remix = videos.remix(video.id, prompt="a bear")
+            assert remix.remixed_from_video_id == video.id
+            made = [remix.id, video.id]
+            assert [v.id for v in videos.list(limit=1)] == made
+            assert [v.id for v in videos.list(limit=1, order="asc")] == made[::-1]
+            assert [v.id for v in videos.list(after=remix.id)] == [video.id]
+            for video_id in made:
+                assert videos.delete(video_id).deleted
+            with pytest.raises(openai.NotFoundError):
+                videos.retrieve(video.id)
+            edges.application.hold = True
+            waits = videos.create(prompt="x")
+            client.post(f"/videos/{waits.id}/cancel", cast_to=object)
+            polled = videos.poll(waits.id, poll_interval_ms=10)
+            assert (polled.status, polled.error.code) == ("failed", "cancelled")
 
-    assert len(await asyncio.to_thread(use)) == 10_000
+    await asyncio.to_thread(use)

@@ -69,6 +69,21 @@ async def test_a_picture_is_drawn_in_the_home_of_its_video(pair):
         await ap.application.download(STRANGER, video.id, offset=0, variant=thumbnail)
 
 
+async def test_a_video_of_one_region_is_remixed_in_another(pair):
+    ap, eu, _node = pair
+    original = await create(eu)
+    async with serve_node(FakeNode("ap-node-0")) as node:
+        await ap.gateway.know(node)
+        await until(ap, lambda: ap.gateway.core.fleet.ready_workers)
+        options = video_service_pb2.CreateOptions(remixed_from_video_id=original.id)
+        spec = video_pb2.VideoSpec(prompt="a blue ball")
+        remix = await ap.application.create(ME, spec, options, streamed=False)
+        assert remix.remixed_from_video_id == original.id
+        assert (remix.spec.prompt, remix.spec.seed) == ("a blue ball", original.spec.seed)
+        with pytest.raises(VideoNotFound):
+            await ap.application.create(STRANGER, spec, options, streamed=False)
+
+
 async def test_a_region_without_a_ready_node_has_its_videos_made_elsewhere(pair, spare):
     ap, eu, node = pair
     # ap has heard of the model, and has nobody to draw it.
