@@ -36,13 +36,13 @@ import aiohttp
 import psutil
 
 from benchmarks.machine import LoopDelay
+from benchmarks.support.edge_site import tokens_of
 from benchmarks.support.overload_history import by_second, goodput, late, summary, violations
 from benchmarks.support.overload_load import Crowd, Door
 from benchmarks.support.site import plan_site, start_node, start_part, until_ready
 from benchmarks.support.table import print_table
 from reelkit.tasks import TaskScope
-from reelkit.tokens.ring import KeyRing
-from reelmesh_cli.mesh.keys import USER_SCOPES, write_keys
+from reelmesh_cli.mesh.keys import write_keys
 from reelmesh_cli.mesh.ports import free_ports
 
 TENANTS = ("acme", "globex", "initech", "umbrella")
@@ -141,19 +141,6 @@ async def region(folder: Path):  # noqa: ANN201 - an async generator of Region
         for door in doors:
             await until_ready(door.http)
         yield Region(doors, pids, tokens_of(folder / "keys", TENANTS))
-
-
-def tokens_of(folder: Path, tenants: tuple[str, ...]) -> dict[str, str]:
-    """A token for each tenant, from the site's own issuer."""
-    ring = KeyRing.open(folder)
-    scope = " ".join(USER_SCOPES)
-    now_s = time.time()
-    return {
-        tenant: ring.sign(
-            {"sub": "bench", "tenant": tenant, "scope": scope}, now_s=now_s, ttl_s=3600
-        ).token
-        for tenant in tenants
-    }
 
 
 async def run(args: argparse.Namespace, folder: Path) -> bool:

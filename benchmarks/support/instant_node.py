@@ -28,6 +28,7 @@ from reelmesh.v1 import (
     video_pb2,
 )
 
+from benchmarks.support import openai_door
 from reelkit import rpc
 from reelkit.files import write_json_atomic
 
@@ -203,6 +204,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--control-plane", required=True)
     parser.add_argument("--ready-file", type=Path, required=True)
+    parser.add_argument("--openai", action="store_true", help="speak OpenAI's API by HTTP too")
     args = parser.parse_args()
     server = aio.server(options=rpc.server_options())
     handlers = {
@@ -216,7 +218,10 @@ async def main() -> None:
     )
     port = rpc.listen(server, "127.0.0.1:0")
     await server.start()
-    write_json_atomic(args.ready_file, {"grpc": f"127.0.0.1:{port}", "pid": os.getpid()})
+    ready = {"grpc": f"127.0.0.1:{port}", "pid": os.getpid()}
+    if args.openai:
+        _, ready["http"] = await openai_door.serve()
+    write_json_atomic(args.ready_file, ready)
     await attach(args.control_plane, f"127.0.0.1:{port}")
 
 

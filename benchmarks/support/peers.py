@@ -1,8 +1,9 @@
-"""The named peers in front of the same node: nginx's grpc_pass and the real Envoy."""
+"""The named peers: nginx (grpc_pass, and sendfile) and the real Envoy."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -23,10 +24,40 @@ http {{
 }}
 """
 
+# Files as they lie there, by sendfile.
+NGINX_FILES = """
+{user}
+daemon off; worker_processes 1; pid {folder}/nginx-files.pid; error_log {folder}/nginx-files.err;
+events {{ worker_connections 512; }}
+http {{
+  access_log off; sendfile on; tcp_nopush on; tcp_nodelay on; sendfile_max_chunk 2m;
+  client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2; fastcgi_temp_path {folder}/t3;
+  uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
+  types {{ video/mp4 mp4; }}
+  server {{ listen 127.0.0.1:{port}; keepalive_requests 1000000; root {root}; }}
+}}
+"""
+
+
+def nginx_files_command(folder: Path, *, root: Path, port: int) -> list[str] | None:
+    """How to start nginx over a folder of files; None where nginx is not installed."""
+    binary = _nginx()
+    if binary is None:
+        return None
+    config = folder / "nginx-files.conf"
+    # Started by root it would give up root, and could not read our files.
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(NGINX_FILES.format(user=user, folder=folder, root=root, port=port))
+    return [binary, "-c", str(config), "-p", str(folder)]
+
+
+def _nginx() -> str | None:
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
 
 def nginx_command(folder: Path, *, node: str, port: int) -> list[str] | None:
     """How to start nginx before ``node``; None where nginx is not installed."""
-    binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    binary = _nginx()
     if binary is None:
         return None
     config = folder / "nginx.conf"

@@ -46,6 +46,10 @@ class Child:
         answer: Answer = json.loads(line)
         return answer
 
+    def begin(self, what: str, **details: Any) -> asyncio.Task[Answer]:
+        """Asks, and goes on; the answer is awaited later."""
+        return asyncio.ensure_future(self.ask(what, **details))
+
     async def stop(self) -> None:
         """Ends it: its input closes, and after a while it is killed."""
         assert self._process.stdin is not None
