@@ -26,7 +26,7 @@ RATE_PER_S = 1.0
 # What another tenant does meanwhile.
 QUIET_PER_S = {"read": 40.0, "create": 10.0}
 # Of the capacity; the aim is for the first.
-FLOOD_SHARES = (0.5, 0.25, 0.1)
+FLOOD_SHARES = (0.5, 0.25)
 AIM = 1.2
 FLOODS = (
     "HTTP, a tenant over its rate",
@@ -34,7 +34,7 @@ FLOODS = (
     "HTTP, forged token",
 )
 # Each condition of a round lasts so many times as long as a measure of a rate.
-LONGER = 3
+LONGER = 2
 
 Kind = tuple[Call, frozenset[str]]
 
