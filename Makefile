@@ -3,7 +3,8 @@
 #   make test     install, run all tests
 #   make check    lint, types, import contracts, protos, file sizes
 #   make chaos    faults of every kind on a whole mesh; MINUTES=30 SEED=1
-#   make bench    the benchmarks' tables (nginx from your system's packages, if it is there)
+#   make bench    the benchmarks' tables (nginx from your system's packages, if it is there;
+#                 LiteLLM's proxy is installed into your cache folder, some 750 MB)
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help demo test chaos check lint types contracts protos protos-check fmt lock bench eval-demo clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Reelmesh needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")'
@@ -69,6 +70,8 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.edge
+	$(BIN)/python -m benchmarks.overload
 
 # Faults of every kind on a whole mesh for MINUTES; see tests/chaos/README.md.
 MINUTES ?= 30

@@ -110,7 +110,7 @@ async def _over_its_rate(site: EdgeSite, client: Child) -> dict[str, Kind]:
                 "HTTP, a tenant over its rate": (by_http, frozenset({"429", "200"})),
                 "gRPC, a tenant over its rate": (
                     by_grpc,
-                    frozenset({"OK", "rate_limited", "RESOURCE_EXHAUSTED"}),
+                    frozenset({"OK", "quota_requests"}),
                 ),
             }
     return {}
