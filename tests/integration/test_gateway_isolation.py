@@ -22,6 +22,7 @@ from reelmesh.v1 import peer_service_pb2, video_pb2, video_service_pb2
 
 from gateway.application import FROM_PEER, FROM_REGION
 from gateway.auth.access import ACCESS
+from gateway.edge_http.openapi import document
 from tests.support import fakenode
 from tests.support.gateway_region import gateway_region
 from tests.support.gateways import ME, Caller
@@ -190,6 +191,34 @@ async def test_every_route_says_of_anothers_what_it_says_of_nothing(site, things
                 told = await site.asked(member, endpoint, theirs)
                 assert told[0] == 404, (endpoint, told)
                 assert told == await site.asked(member, endpoint, nothing(theirs)), endpoint
+    await unharmed(site, things)
+
+
+def queries_of(endpoint):
+    """Each value of each parameter that the document names for a route, one at a time."""
+    method, _, template = endpoint.partition(" ")
+    operation = document(version="0")["paths"][template][method.lower()]
+    for parameter in operation.get("parameters", ()):
+        schema = parameter.get("schema", {})
+        kinds = schema.get("type")
+        if parameter["in"] == "query":
+            for value in schema.get("enum") or (["1"] if kinds != "string" else ["x"]):
+                yield {parameter["name"]: str(value)}
+
+
+async def test_no_parameter_of_a_route_tells_anothers_from_nothing(site, things):
+    tried = 0
+    for endpoint in ROUTES:
+        for query in queries_of(endpoint):
+            for member in site.members:
+                for ids in things:
+                    theirs = only(ids, placeholders(endpoint))
+                    told = await site.asked(member, endpoint, theirs, params=query)
+                    assert told[0] == 404, (endpoint, query, told)
+                    none = await site.asked(member, endpoint, nothing(theirs), params=query)
+                    assert told == none, (endpoint, query)
+                    tried += 1
+    assert tried
     await unharmed(site, things)
 
 

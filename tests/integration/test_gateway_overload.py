@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import random
+from collections import Counter
 
 import pytest
 
@@ -15,7 +16,8 @@ from benchmarks.support.slot_node import SlotNode, serve
 from reelkit.tasks import TaskScope
 from tests.support.controlplanes import REGION
 from tests.support.etcd import EtcdProcess
-from tests.support.gateway_region import acquainted, gateway_region
+from tests.support.gateway_region import acquainted
+from tests.support.tenants import operated_region
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -54,12 +56,18 @@ async def longest(members, seen):
 
 async def test_refusals_have_a_delay_queues_a_bound_and_what_was_taken_ends(tmp_path, etcd):
     async with contextlib.AsyncExitStack() as stack:
-        region = await stack.enter_async_context(gateway_region(tmp_path, etcd.endpoint, nodes=0))
+        region, operators = await stack.enter_async_context(
+            operated_region(tmp_path, etcd.endpoint, nodes=0)
+        )
         await stack.enter_async_context(slot_nodes(region, NODES))
         members = [await region.start(name, runs={"max_waiting": MAX_WAITING}) for name in "ab"]
         await acquainted(*members)
         for member in members:
             await member.until(lambda m=member: m.core.fleet.ready_workers == SLOTS * NODES)
+        # One of them may have far less than it asks for.
+        policy = await operators.set("globex", concurrent_jobs=4, queued_jobs=2)
+        for member in members:
+            await member.until(lambda m=member: m.policy("globex").revision == policy.revision)
         doors = [Door(f"http://{m.app.http_address}", m.app.grpc_address) for m in members]
         tokens = {name: region.issuer.issue(tenant=name) for name in ("acme", "globex", "initech")}
         crowd = await stack.enter_async_context(Crowd(doors, tokens, rng=random.Random(7)))
@@ -78,5 +86,7 @@ async def test_refusals_have_a_delay_queues_a_bound_and_what_was_taken_ends(tmp_
         assert sum(bool(each.refused) for each in crowd.history) > 50
         assert sum(each.status == "completed" for each in standings.values()) > 20
         # A job that a full node gave back stands in the line again, beyond those let in.
+        refusals = Counter(each.refused.split()[-1] for each in crowd.history if each.refused)
+        assert refusals.keys() >= {"resource_exhausted", "quota_concurrent_jobs"}, refusals
         assert seen["waiting"] <= MAX_WAITING + 2 * SLOTS * NODES
         assert not any(len(member.core.waiting) for member in members)
