@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2_grpc
@@ -17,6 +18,14 @@ from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 from reelkit.tls import grpc_credentials
 from reelkit.tokens.revoked import RevokedTokens
+
+# A token of the largest configured size, and what else a call brings: from 8 KiB on grpc would
+# refuse some calls, by chance, and say nothing of why.
+_MAX_METADATA_BYTES: Final = 24 * 1024
+_LONG_TOKENS: Final = (
+    ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", 2 * _MAX_METADATA_BYTES),
+)
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +53,7 @@ async def operator_listener(
         raise ValueError("operator.listen and operator.auth are needed")
     authenticator = TokenAuthenticator(config.auth, clock=clock, revoked=revoked)
     authenticator.follow_keys(scope)
-    server = aio.server(options=rpc.server_options())
+    server = aio.server(options=[*rpc.server_options(), *_LONG_TOKENS])
     server.add_generic_rpc_handlers((guarded_service(service, authenticator),))
     # Anybody may ask whether it serves: that is all there is to hear without a token.
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
