@@ -28,6 +28,7 @@ from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
 from gateway.edge_grpc.peer_access import PEER_ACCESS
 from gateway.edge_grpc.peer_api import add_peer_service
 from gateway.edge_http.api import build_http_app, http_runner, listen_http
+from gateway.edge_http.connections import Connections
 from gateway.edge_http.jwks import open_jwks_loaders
 from gateway.fleet.watch import ControlPlaneLink
 from gateway.jobs.store import JobStore
@@ -149,7 +150,16 @@ async def build_app(
             config=config.edge,
             clock=clock,
         )
-        http = http_runner(http_app, shutdown_timeout_s=_CLOSE_GRACE_S)
+        http = http_runner(
+            http_app,
+            shutdown_timeout_s=_CLOSE_GRACE_S,
+            idle_timeout_s=config.edge.idle_timeout_s,
+            connections=Connections(
+                door,
+                limit=config.edge.max_connections_per_address,
+                refused=metrics.connection_refused,
+            ),
+        )
         await http.setup()
         stack.push_async_callback(http.cleanup)
         with blame_field("http.listen", config.http.listen):

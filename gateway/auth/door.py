@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gateway.application import Caller
 from gateway.auth.config import StrangerConfig
-from gateway.auth.strangers import Refusals, client_of, networks_of
+from gateway.auth.strangers import Refusals, client_of, is_in, networks_of
 from gateway.auth.tokens import TokenVerifier
 from gateway.errors import TooManyRefusals, Unauthenticated
 from reelkit.clock import Clock
@@ -30,6 +30,10 @@ class Door:
     def address_of(self, remote: str | None, forwarded: Sequence[str]) -> str:
         """The address that a call is counted under; see :func:`client_of`."""
         return client_of(remote, forwarded, self._trusted)
+
+    def trusts(self, remote: str | None) -> bool:
+        """Whether an address is one of the proxies in front, through which many come."""
+        return is_in(remote, self._trusted)
 
     async def enter(self, authorization: str | None, address: str) -> Caller:
         """The caller that a header value such as ``Bearer eyJ...`` stands for.

@@ -81,6 +81,12 @@ def client_of(remote: str | None, forwarded: Sequence[str], trusted: Sequence[Ne
     return str(address)
 
 
+def is_in(remote: str | None, networks: Sequence[Network]) -> bool:
+    """Whether a connection's address is of one of the networks."""
+    address = _parsed(remote)
+    return address is not None and any(address in network for network in networks)
+
+
 def _parsed(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address((text or "").strip().partition("%")[0])

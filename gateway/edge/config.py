@@ -36,6 +36,28 @@ class EdgeConfig(Settings):
         le=600,
         description="Seconds for a whole HTTP body to arrive; slower ones answer 408.",
     )
+    idle_timeout_s: float = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        description="Seconds after which an HTTP connection without a request in hand is closed, "
+        "one whose request only dribbles in too. 75 is nginx's default, and proxies close first.",
+    )
+    max_connections_per_address: int = Field(
+        default=1_000,
+        ge=1,
+        le=1_000_000,
+        description="HTTP connections of one address at once; more are closed unanswered. An "
+        "office behind one address needs some hundreds. The proxies of "
+        "auth.strangers.trusted_proxies hold as many as they want.",
+    )
+    grpc_idle_timeout_s: float = Field(
+        default=300.0,
+        ge=1,
+        le=24 * 3600,
+        description="Seconds after which a gRPC connection without a call is closed; clients open "
+        "another when they need it.",
+    )
     write_timeout_s: float = Field(
         default=60.0,
         gt=0,

@@ -36,6 +36,16 @@ class EdgeMetrics:
             registry=registry,
         )
 
+        self._connections_refused = Counter(
+            "reelmesh_gateway_connections_refused",
+            "HTTP connections closed because their address held too many.",
+            registry=registry,
+        )
+
+    def connection_refused(self) -> None:
+        """Counts a connection that was one too many."""
+        self._connections_refused.inc()
+
     def started(self, *, protocol: str, route: str, method: str) -> None:
         """Counts a request as being answered; :meth:`ended` must follow."""
         self._in_flight.labels(protocol, route, method).inc()

@@ -34,6 +34,12 @@ from reelkit.rpc import MAX_MESSAGE_BYTES, server_options
 
 # A token of 16 KiB fits beside the rest; grpc's own 8 KiB would cut one of 8 KiB off.
 MAX_METADATA_BYTES = 24_576
+# Pings that come too soon after one another before the connection is closed.
+MAX_PING_STRIKES = 3
+# Of one connection; a proxy opens another.
+MAX_STREAMS = 1_000
+# For TLS and the first frames: as long as nginx gives a request's head.
+HANDSHAKE_TIMEOUT_MS = 60_000
 
 
 def grpc_server_options(config: EdgeConfig) -> list[tuple[str, Any]]:
@@ -45,10 +51,20 @@ def grpc_server_options(config: EdgeConfig) -> list[tuple[str, Any]]:
     replaced = {
         "grpc.max_receive_message_length": max(MAX_MESSAGE_BYTES, 4 * config.max_body_bytes)
     }
-    options = [(name, replaced.get(name, value)) for name, value in server_options()]
+    options = [
+        (name, replaced.get(name, value))
+        for name, value in server_options()
+        if name != "grpc.http2.max_ping_strikes"
+    ]
     return [
         *options,
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        # Our own client pings every 10 s, and a fast one at most every second: the parts of a
+        # mesh, which ping faster, have listeners of their own.
+        ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),
+        ("grpc.max_concurrent_streams", MAX_STREAMS),
+        ("grpc.max_connection_idle_ms", round(config.grpc_idle_timeout_s * 1000)),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
         ("grpc.absolute_max_metadata_size", 2 * MAX_METADATA_BYTES),
     ]
 

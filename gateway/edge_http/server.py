@@ -2,28 +2,83 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
+from gateway.edge_http.connections import Connections
 from gateway.edge_http.problem import problem_of_status, problem_response
 
 _log = structlog.get_logger("gateway.http")
 
 # A token of the largest configured size and its scheme fit; aiohttp's 8,190 do not hold 8 KiB.
 MAX_HEADER_BYTES = 20_480
+# The parser bounds each field and their number, and holds 128 of the largest; a request of ours
+# has one that is large.
+MAX_HEAD_BYTES: Final = 65_536
+
+_HEAD_TOO_LARGE: Final = problem_of_status(431, detail="the request's head is over the limit")
 
 
 class _ProblemProtocol(web.RequestHandler):
     """A connection whose parser errors read like every other error.
 
-    aiohttp's own answer and log line quote the raw header, which may be a token.
+    aiohttp's own answer and log line quote the raw header, which may be a token. What one
+    address may hold is bounded here, and so is a head in sum.
     """
 
-    __slots__ = ()
+    __slots__ = ("_address", "_connections", "_head_bytes", "_requests_seen")
+
+    def __init__(
+        self, manager: web.Server, *, connections: Connections | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(manager, **kwargs)
+        self._connections = connections
+        self._address: str | None = None
+        self._head_bytes = 0
+        self._requests_seen = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._connections is not None:
+            peer = transport.get_extra_info("peername")
+            self._address = self._connections.enter(peer[0] if peer else None)
+            if self._address is None:
+                self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._connections is not None and self._address is not None:
+            self._connections.leave(self._address)
+            self._address = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._request_in_progress or self._request_count != self._requests_seen:
+            # A request is in hand: what came is its body, or it is whole.
+            self._requests_seen = self._request_count
+            self._head_bytes = 0
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES and self.transport is not None:
+            self._refuse_head(self.transport)
+
+    def _refuse_head(self, transport: asyncio.Transport) -> None:
+        """There is no request to answer: the parser still waits for its end."""
+        response = problem_response(_HEAD_TOO_LARGE, instance="/")
+        body = response.body if isinstance(response.body, bytes) else b""
+        lines = (
+            "HTTP/1.1 431 Request Header Fields Too Large",
+            f"Content-Type: {response.content_type}",
+            f"Content-Length: {len(body)}",
+            "Connection: close",
+        )
+        transport.write("\r\n".join((*lines, "", "")).encode() + body)
+        self.force_close()
 
     def handle_error(
         self,
@@ -45,9 +100,11 @@ class _ProblemProtocol(web.RequestHandler):
 
 
 class _ProblemServer(web.Server):
-    def __init__(self, inner: web.Server, **kwargs: Any) -> None:
+    def __init__(
+        self, inner: web.Server, *, connections: Connections | None, **kwargs: Any
+    ) -> None:
         super().__init__(inner.request_handler, request_factory=inner.request_factory, **kwargs)
-        self._handler_args = kwargs
+        self._handler_args = {**kwargs, "connections": connections}
 
     def __call__(self) -> web.RequestHandler:
         args = {k: v for k, v in self._handler_args.items() if k != "handler_cancellation"}
@@ -66,7 +123,11 @@ class _ProblemRunner(web.AppRunner):
 
 
 def http_runner(
-    app: web.Application, *, shutdown_timeout_s: float = 5.0, idle_timeout_s: float = 75.0
+    app: web.Application,
+    *,
+    shutdown_timeout_s: float = 5.0,
+    idle_timeout_s: float = 75.0,
+    connections: Connections | None = None,
 ) -> web.AppRunner:
     """A runner with what the routes rely on.
 
@@ -79,10 +140,12 @@ def http_runner(
             cancels them.
         idle_timeout_s: Seconds after which a connection without a request in hand is
             closed, one that only dribbles headers too; 75 is nginx's.
+        connections: Bounds how many an address holds; without it nothing does.
     """
     return _ProblemRunner(
         app,
         shutdown_timeout=shutdown_timeout_s,
+        connections=connections,
         handler_cancellation=True,
         keepalive_timeout=idle_timeout_s,
         access_log=None,

@@ -347,7 +347,10 @@ async def test_a_body_that_never_comes_is_408(tmp_path):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nHos"])
 async def test_a_connection_that_asks_for_nothing_is_closed(tmp_path, sent):
-    async with serve_edges(tmp_path, idle_timeout_s=0.1) as edges, asyncio.timeout(30):
+    async with (
+        serve_edges(tmp_path, config=EdgeConfig(idle_timeout_s=0.1)) as edges,
+        asyncio.timeout(30),
+    ):
         host, port = edges.http_url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(sent)

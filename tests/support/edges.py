@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp import web
 from grpc import aio
 from prometheus_client import CollectorRegistry
 from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
@@ -20,6 +21,7 @@ from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.api import add_grpc_services, grpc_server_options
 from gateway.edge_http.api import build_http_app, http_runner, listen_http
+from gateway.edge_http.connections import Connections
 from gateway.fake_application import FakeApplication
 from reelkit.clock import SystemClock
 from reelkit.rpc import listen
@@ -58,6 +60,18 @@ class Edges:
         return (("authorization", f"Bearer {self.issuer.issue(**claims)}"),)
 
 
+def _runner(
+    app: web.Application, config: EdgeConfig, door: Door, metrics: EdgeMetrics
+) -> web.AppRunner:
+    limit = config.max_connections_per_address
+    return http_runner(
+        app,
+        shutdown_timeout_s=0.1,
+        idle_timeout_s=config.idle_timeout_s,
+        connections=Connections(door, limit=limit, refused=metrics.connection_refused),
+    )
+
+
 def _context(tls: Identity | None) -> ssl.SSLContext | None:
     if tls is None:
         return None
@@ -73,7 +87,6 @@ async def serve_edges(
     config: EdgeConfig | None = None,
     hold: bool = False,
     application: VideoApplication | None = None,
-    idle_timeout_s: float = 75.0,
     strangers: StrangerConfig | None = None,
     jwks_url: str | None = None,
     loader_of: LoaderOf | None = None,
@@ -109,7 +122,7 @@ async def serve_edges(
         await server.start()
         stack.push_async_callback(server.stop, 0)
         app = build_http_app(**common)
-        runner = http_runner(app, shutdown_timeout_s=0.1, idle_timeout_s=idle_timeout_s)
+        runner = _runner(app, config, common["door"], common["metrics"])
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         http_port = await listen_http(runner, "127.0.0.1:0", context=_context(tls))
