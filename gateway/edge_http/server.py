@@ -31,7 +31,7 @@ class _ProblemProtocol(web.RequestHandler):
     address may hold is bounded here, and so is a head in sum.
     """
 
-    __slots__ = ("_address", "_connections", "_head_bytes", "_requests_seen")
+    __slots__ = ("_address", "_connections", "_head_bytes")
 
     def __init__(
         self, manager: web.Server, *, connections: Connections | None = None, **kwargs: Any
@@ -40,7 +40,6 @@ class _ProblemProtocol(web.RequestHandler):
         self._connections = connections
         self._address: str | None = None
         self._head_bytes = 0
-        self._requests_seen = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -58,9 +57,8 @@ class _ProblemProtocol(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._request_in_progress or self._request_count != self._requests_seen:
-            # A request is in hand: what came is its body, or it is whole.
-            self._requests_seen = self._request_count
+        if self._waiter is None or self._waiter.done():
+            # No request is waited for: what came is the end of a head, or a body.
             self._head_bytes = 0
             return
         self._head_bytes += len(data)
