@@ -39,6 +39,7 @@ from control_plane.model_sweep import ModelSweep
 from control_plane.operator.service import OperatorService
 from control_plane.operator.status import GrpcStatusAsker
 from control_plane.regions.part import make_regions
+from control_plane.registry.wanted import WantedWeightsPlan
 from control_plane.service import ControlPlaneService
 from control_plane.store.etcd import EtcdStore
 from control_plane.store.mirror import Mirror, MirrorChange
@@ -161,6 +162,9 @@ async def build_app(
             on_lost_lease=metrics.count_lost_lease,
         )
         view, desired = FleetView(keys=keys), DesiredStates(keys=keys)
+        weights = WantedWeightsPlan(
+            region=config.region, nodes=lambda: tuple(view.nodes), clock=clock
+        )
         health = HealthWatch(
             rules=config.health,
             prober=GrpcProber(to_node),
@@ -190,6 +194,7 @@ async def build_app(
             keys=keys,
             leasing=leasing,
             desired=desired,
+            weights=weights,
             health=health,
         )
         gateways = GatewayAttachment(
@@ -208,6 +213,7 @@ async def build_app(
             region=config.region,
             replica_id=config.replica_id,
             fleet=view,
+            weights=weights,
             clock=clock,
             lease_ttl_s=config.lease_ttl_s,
             heartbeat_s=config.fleet.heartbeat_s,
@@ -259,6 +265,7 @@ async def build_app(
                 revocations=regions.revocations,
                 tenants=regions.tenants,
                 usage=UsageReport(store=store, keys=keys, region=config.region, clock=clock),
+                registry=regions.registry,
                 regions=regions.book,
             )
             listening = operator_listener(
@@ -296,18 +303,20 @@ async def build_app(
             "orphaned_jobs", "Live jobs without an owner.", lambda: len(jobs.watchers.orphans())
         )
         for source, prefix, apply in (
-            (store, keys.fleet, view.apply),
+            (store, keys.fleet, _each(view.apply, weights.touch)),
             (store, keys.desired_states, desired.apply),
             (store, keys.live_jobs, jobs.live.apply),
             (global_store, global_keys.regions, regions.book.apply),
             (global_store, global_keys.revocations, regions.revocations.apply),
             (global_store, global_keys.tenants, regions.tenants.apply),
+            (global_store, global_keys.registry, regions.registry.apply),
         ):
             mirror = Mirror(source, prefix, clock=clock, relist_s=config.fleet.relist_s)
             scope.spawn(_follow(mirror, apply), name=f"follow {prefix}")
         scope.spawn(regions.publisher.run(), name="publish summary")
         if tls is not None:
             scope.spawn(channels.follow(), name="identity")
+        scope.spawn(weights.run(), name="plan weights")
         addresses = {"grpc": address}
         if operator_address is not None:
             addresses["operator"] = operator_address
@@ -323,6 +332,16 @@ async def build_app(
             drain_s=config.drain_s,
             ready=ready,
         )
+
+
+def _each(
+    apply: Callable[[MirrorChange], None], then: Callable[[], None]
+) -> Callable[[MirrorChange], None]:
+    def both(change: MirrorChange) -> None:
+        apply(change)
+        then()
+
+    return both
 
 
 def _add_gauges(

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from google.protobuf import timestamp_pb2
 from reelmesh.v1 import control_plane_service_pb2 as cp
-from reelmesh.v1 import node_pb2
+from reelmesh.v1 import node_pb2, registry_pb2
 
 from control_plane.attach_stream import AttachStream, Leasing, OpenStreams, first_request
 from control_plane.desired import DesiredStates
@@ -28,6 +28,7 @@ from control_plane.records import (
     routed_alike,
     worth_writing,
 )
+from control_plane.registry.wanted import WantedWeightsPlan
 from control_plane.store.port import Put
 from control_plane.validation import check_node_hello, check_node_status
 
@@ -45,6 +46,7 @@ class NodeAttachment:
         keys: Keys,
         leasing: Leasing,
         desired: DesiredStates,
+        weights: WantedWeightsPlan,
         health: HealthWatch,
     ) -> None:
         self.streams = OpenStreams()
@@ -54,6 +56,7 @@ class NodeAttachment:
         self._keys = keys
         self._leasing = leasing
         self._desired = desired
+        self._weights = weights
 
     async def serve(
         self, requests: AsyncIterator[cp.AttachRequest]
@@ -78,11 +81,15 @@ class NodeAttachment:
             leasing=self._leasing,
             streams=self.streams,
             desired=self._desired,
+            weights=self._weights,
             health=self._health,
         )
         async with self._leasing.opening:
             await stream.open()
-        with self._desired.waking(stream.wake):
+        with (
+            self._desired.waking(stream.wake),
+            self._weights.waking(hello.node_id, stream.wake),
+        ):
             async with contextlib.aclosing(stream.run(requests)) as responses:
                 async for response in responses:
                     yield response
@@ -98,6 +105,7 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         leasing: Leasing,
         streams: OpenStreams,
         desired: DesiredStates,
+        weights: WantedWeightsPlan,
         health: HealthWatch,
     ) -> None:
         super().__init__(
@@ -112,8 +120,10 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         self._keys = keys
         self._leasing = leasing
         self._desired = desired
+        self._weights = weights
         self._health = health
         self._told: cp.DesiredNodeState | None = None
+        self._told_weights: registry_pb2.NodeWeights | None = None
         # What the record was made from, and as the store has it.
         self._judged: Assessment | None = None
         self._taken = node_pb2.NodeStatus()
@@ -169,6 +179,10 @@ class _NodeStream(AttachStream[cp.AttachRequest, cp.AttachResponse]):
         if self._desired.loaded and desired != self._told:
             self._told = desired
             news.append(cp.AttachResponse(desired=desired))
+        weights = self._weights.of(self._hello.node_id)
+        if weights is not None and weights != self._told_weights:
+            self._told_weights = weights
+            news.append(cp.AttachResponse(weights=weights))
         return news
 
     def receive(self, request: cp.AttachRequest) -> None:

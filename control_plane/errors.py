@@ -7,6 +7,8 @@
     ├── NotFoundError                nothing of that name is known
     ├── SupersededError              another stream took the record over
     ├── ChangedMeanwhileError        somebody else changed what was read before
+    ├── AlreadyRegisteredError       a model's version has other content
+    ├── StillWantedError             nodes are told to have what was to be retired
     ├── NotReadyError                this replica has not read the store yet
     ├── NotLeaderError               another replica leads, or nobody does
     ├── QuotaExceededError           a tenant has as much as it may
@@ -100,6 +102,18 @@ class ChangedMeanwhileError(ControlPlaneError):
 
     code = "CHANGED_MEANWHILE"
     retryable = True
+
+
+class AlreadyRegisteredError(ControlPlaneError):
+    """The version is registered with other content; it never changes."""
+
+    code = "ALREADY_REGISTERED"
+
+
+class StillWantedError(ControlPlaneError):
+    """Nodes are told to have the version; that has to be taken back first."""
+
+    code = "STILL_WANTED"
 
 
 class NotReadyError(ControlPlaneError):
@@ -255,6 +269,8 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     NotFoundError: Answer(grpc.StatusCode.NOT_FOUND),
     SupersededError: Answer(grpc.StatusCode.ABORTED),
     ChangedMeanwhileError: Answer(grpc.StatusCode.ABORTED),
+    AlreadyRegisteredError: Answer(grpc.StatusCode.ALREADY_EXISTS),
+    StillWantedError: Answer(grpc.StatusCode.FAILED_PRECONDITION),
     NotReadyError: Answer(grpc.StatusCode.UNAVAILABLE),
     NotLeaderError: Answer(grpc.StatusCode.UNAVAILABLE),
     QuotaExceededError: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -30,6 +30,10 @@ In the global store, which may be the same etcd:
                                                   RegionSummary, under the replica's lease
     <prefix>/global/regions/policies/<region>     RegionPolicy, under no lease
     <prefix>/global/tenants/<digest>              TenantPolicy, under no lease
+    <prefix>/global/models/versions/<name>/<version>
+                                                  RegisteredModel, under no lease
+    <prefix>/global/models/prefetches/<name>/<version>
+                                                  PrefetchOrder, under no lease
     <prefix>/global/writers/<region>/<replica id>/<n>
                                                   slots, as above
 
@@ -138,6 +142,9 @@ class GlobalKeys:
         self.superseded_jobs = self.regions + "superseded/"
         self.revocations = base + "revocations/"
         self.tenants = base + "tenants/"
+        self.registry = base + "models/"
+        self.model_versions = self.registry + "versions/"
+        self.prefetches = self.registry + "prefetches/"
         self.departed_nodes = base + "departed/"
         self.histories = base + "history/"
         self.leader = base + "leader"
@@ -150,6 +157,14 @@ class GlobalKeys:
     def tenant(self, tenant: str) -> str:
         """What a tenant may do; its name may hold any character."""
         return self.tenants + _digest(tenant)
+
+    def model_version(self, name: str, version: str) -> str:
+        """A registered version; neither may hold a slash."""
+        return f"{self.model_versions}{name}/{version}"
+
+    def prefetch(self, name: str, version: str) -> str:
+        """That nodes should have a version."""
+        return f"{self.prefetches}{name}/{version}"
 
     def summary(self, region: str, replica_id: str) -> str:
         """A replica's summary of its region."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from google.protobuf import timestamp_pb2
 from google.protobuf.message import DecodeError
 from reelmesh.v1 import control_plane_service_pb2 as cp
-from reelmesh.v1 import node_pb2
+from reelmesh.v1 import node_pb2, registry_pb2
 
 from control_plane.errors import RecordTooLargeError
 from control_plane.health.assess import Assessment
@@ -46,7 +46,16 @@ def node_record(
         pid=hello.pid,
         units_per_second=status.units_per_second,
         state_since=since,
+        weights=held_weights(status),
     )
+
+
+def held_weights(status: node_pb2.NodeStatus) -> list[registry_pb2.WeightsStatus]:
+    """What the fleet should know of the versions a node was told to have: not their progress."""
+    return [
+        registry_pb2.WeightsStatus(manifest_sha256=each.manifest_sha256, state=each.state)
+        for each in status.weights
+    ]
 
 
 def departed_record(record: cp.NodeRecord, *, reason: str) -> bytes:
@@ -71,6 +80,7 @@ def routed_alike(one: node_pb2.NodeStatus, other: node_pb2.NodeStatus) -> bool:
         one.units_per_second == other.units_per_second
         and len(one.workers) == len(other.workers)
         and one.models == other.models
+        and held_weights(one) == held_weights(other)
     )
 
 

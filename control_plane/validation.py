@@ -18,6 +18,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 _STATES = frozenset(node_pb2.NodeState.values())
 MAX_MODELS = 32
 MAX_WORKERS = 256
+MAX_WEIGHTS = 64
 MAX_INCARNATION_CHARS = 64
 MAX_REASON_CHARS = 512
 
@@ -107,6 +108,13 @@ def check_node_status(
         raise InvalidRequestError(f"{field}.state", f"{status.state} is no known state")
     _check_count(f"{field}.models", len(status.models), MAX_MODELS)
     _check_count(f"{field}.workers", len(status.workers), MAX_WORKERS)
+    _check_count(f"{field}.weights", len(status.weights), MAX_WEIGHTS)
+    for index, weights in enumerate(status.weights):
+        if not _SHA256.fullmatch(weights.manifest_sha256):
+            raise InvalidRequestError(
+                f"{field}.weights[{index}].manifest_sha256",
+                "must be the 64 lower-case hex digits of a sha256",
+            )
     if not (math.isfinite(status.units_per_second) and status.units_per_second >= 0):
         raise InvalidRequestError(f"{field}.units_per_second", "must be a finite number from 0")
 

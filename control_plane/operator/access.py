@@ -45,6 +45,13 @@ ACCESS: Mapping[str, Scope] = MappingProxyType(
         "SetTenant": Scope.OPERATE,
         "UnsetTenant": Scope.OPERATE,
         "GetTenantUsage": Scope.READ,
+        "ListRegisteredModels": Scope.READ,
+        "GetRegisteredModel": Scope.READ,
+        "RegisterModel": Scope.OPERATE,
+        "SetModelState": Scope.OPERATE,
+        "ListPrefetches": Scope.READ,
+        "SetPrefetch": Scope.OPERATE,
+        "UnsetPrefetch": Scope.OPERATE,
     }
 )
 

@@ -13,6 +13,7 @@ from control_plane.desired import DesiredStates
 from control_plane.errors import NotFoundError, NotReadyError, StoreError
 from control_plane.keys import Keys
 from control_plane.operator.access import Operator
+from control_plane.operator.models import ModelMethods, ModelRegistry
 from control_plane.operator.regions import RegionBook, RegionMethods
 from control_plane.operator.revocations import RevocationBook, RevocationMethods
 from control_plane.operator.status import StatusAsker
@@ -26,7 +27,7 @@ from control_plane.validation import check_id
 _log = structlog.get_logger("control_plane.operator")
 
 
-class OperatorService(RegionMethods, RevocationMethods, TenantMethods):
+class OperatorService(ModelMethods, RegionMethods, RevocationMethods, TenantMethods):
     """The methods, behind :func:`~control_plane.operator.gate.guarded_service`.
 
     Args:
@@ -42,6 +43,7 @@ class OperatorService(RegionMethods, RevocationMethods, TenantMethods):
         revocations: Of tokens.
         tenants: Their policies.
         usage: What they have here.
+        registry: Of models.
         regions: None where there is no global store.
     """
 
@@ -60,8 +62,10 @@ class OperatorService(RegionMethods, RevocationMethods, TenantMethods):
         revocations: RevocationBook,
         tenants: TenantBook,
         usage: UsageReader,
+        registry: ModelRegistry,
         regions: RegionBook | None = None,
     ) -> None:
+        ModelMethods.__init__(self, registry)
         RegionMethods.__init__(self, regions)
         RevocationMethods.__init__(self, revocations)
         TenantMethods.__init__(self, tenants, usage)

@@ -9,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from control_plane.reelctl.commands import gateway, node, region, tenant, token
+from control_plane.reelctl.commands import gateway, model, node, region, tenant, token
 from control_plane.reelctl.errors import CtlError, StoppedError
 from control_plane.reelctl.output import print_error, say
 from reelkit.extras import DISTRIBUTION
 from reelkit.help_text import flow
 
-HELP = """Look at a mesh and steer it: nodes, gateways, regions, tenants.
+HELP = """Look at a mesh and steer it: nodes, gateways, regions, tenants, models.
 
 \b
   reelctl node list --watch
@@ -23,6 +23,7 @@ HELP = """Look at a mesh and steer it: nodes, gateways, regions, tenants.
   reelctl node drain ap-node-0 --wait
   reelctl region drain eu --reason "power works"
   reelctl tenant set studio-7 --requests-per-second 5 --concurrent-jobs 20
+  reelctl model register wan --version v2 --from s3://models/wan-v2 --key model.key
   reelctl token issue --keys ./keys --tenant studio-7 --subject alice
 
 The control plane is that of --endpoint and --token, else of REELCTL_ENDPOINT and
@@ -65,6 +66,7 @@ app.add_typer(gateway.app, name="gateway")
 app.add_typer(region.app, name="region")
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(token.app, name="token")
+app.add_typer(model.app, name="model")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

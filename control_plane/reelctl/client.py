@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from reelmesh.v1 import access_pb2, region_pb2, tenant_pb2
+from reelmesh.v1 import access_pb2, region_pb2, registry_pb2, tenant_pb2
 from reelmesh.v1 import operator_service_pb2 as op
 from reelmesh.v1.operator_service_pb2_grpc import OperatorServiceStub
 
@@ -143,6 +143,73 @@ class OperatorClient:
         answers = self._of_every_site(lambda stub: stub.GetTenantUsage, request, on_missing)
         return [answer.usage for answer in answers]
 
+    def registered_models(self) -> list[registry_pb2.RegisteredModel]:
+        """Every registered version, without their manifests."""
+        request = op.ListRegisteredModelsRequest()
+        return list(self._any_site(lambda stub: stub.ListRegisteredModels, request).models)
+
+    def registered_model(self, name: str, version: str) -> registry_pb2.RegisteredModel:
+        """A version as it stands.
+
+        Raises:
+            NotFoundError: It is not registered.
+        """
+        request = op.GetRegisteredModelRequest(name=name, version=version)
+        model: registry_pb2.RegisteredModel = self._any_site(
+            lambda stub: stub.GetRegisteredModel, request
+        ).model
+        return model
+
+    def register_model(
+        self, model: registry_pb2.RegisteredModel
+    ) -> tuple[registry_pb2.RegisteredModel, bool]:
+        """Adds a version; says what stands, and whether it is new."""
+        request = op.RegisterModelRequest(model=model)
+        answer = self._any_site(lambda stub: stub.RegisterModel, request)
+        return answer.model, answer.added
+
+    def set_model_state(
+        self,
+        model: registry_pb2.RegisteredModel,
+        state: registry_pb2.RegistrationState.ValueType,
+        *,
+        reason: str,
+    ) -> registry_pb2.RegisteredModel:
+        """Retires a version as it was read, or takes that back.
+
+        Raises:
+            ChangedMeanwhileError: Somebody else wrote since.
+        """
+        request = op.SetModelStateRequest(
+            name=model.name,
+            version=model.version,
+            state=state,
+            reason=reason,
+            revision=model.revision,
+        )
+        made: registry_pb2.RegisteredModel = self._any_site(
+            lambda stub: stub.SetModelState, request
+        ).model
+        return made
+
+    def prefetches(self) -> list[registry_pb2.PrefetchOrder]:
+        """Every standing order, the oldest first."""
+        request = op.ListPrefetchesRequest()
+        return list(self._any_site(lambda stub: stub.ListPrefetches, request).orders)
+
+    def set_prefetch(self, order: registry_pb2.PrefetchOrder) -> registry_pb2.PrefetchOrder:
+        """Has nodes fetch and keep a version."""
+        request = op.SetPrefetchRequest(order=order)
+        made: registry_pb2.PrefetchOrder = self._any_site(
+            lambda stub: stub.SetPrefetch, request
+        ).order
+        return made
+
+    def unset_prefetch(self, name: str, version: str) -> None:
+        """Ends that."""
+        request = op.UnsetPrefetchRequest(name=name, version=version)
+        self._any_site(lambda stub: stub.UnsetPrefetch, request)
+
     def _of_every_site(
         self, method: Callable[[Any], Any], request: Any, on_missing: OnMissing | None
     ) -> list[Any]:
@@ -244,8 +311,10 @@ def _told(error: Any, address: str) -> CtlError:
         return NotFoundError(details)
     if code is grpc.StatusCode.ABORTED:
         return ChangedMeanwhileError(details)
-    if code is grpc.StatusCode.FAILED_PRECONDITION:
+    if code is grpc.StatusCode.FAILED_PRECONDITION and "global store" in details:
         return CtlError(details, hint="give its control plane a global_etcd, and it knows regions")
+    if code in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ALREADY_EXISTS):
+        return CtlError(details)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return UsageError(details)
     if code is grpc.StatusCode.UNIMPLEMENTED:

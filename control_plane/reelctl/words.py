@@ -22,8 +22,15 @@ _STYLES = {
     "unknown": "magenta",
     "serving": "green",
     "not serving": "red",
+    "active": "green",
+    "retired": "yellow",
+    "waiting": "cyan",
+    "fetching": "cyan",
+    "verified": "green",
+    "failed": "red",
 }
 _PREFIX = "NODE_STATE_"
+_ENUMS = (_PREFIX, "WORKER_STATE_", "WEIGHTS_STATE_", "REGISTRATION_STATE_", "MODEL_KIND_")
 
 
 def state_word(state: int) -> str:
@@ -58,6 +65,14 @@ def span(seconds: float) -> str:
     return f"{int(seconds)} s"
 
 
+def size(size_bytes: int) -> str:
+    """Bytes in the unit that has one to three digits before the point."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= length:
+            return f"{size_bytes / length:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
 def gib(size_bytes: int) -> str:
     """Bytes in GiB with one digit."""
     return f"{size_bytes / 2**30:.1f}"
@@ -79,7 +94,7 @@ def _lowered(value: Any) -> Any:
     if isinstance(value, list):
         return [_lowered(each) for each in value]
     if isinstance(value, str):
-        for prefix in (_PREFIX, "WORKER_STATE_"):
+        for prefix in _ENUMS:
             if value.startswith(prefix):
                 word = value.removeprefix(prefix).lower()
                 return "unknown" if word == "unspecified" else word

@@ -10,6 +10,8 @@ from control_plane.leased_record import LeasedRecord
 from control_plane.regions.book import RegionBook
 from control_plane.regions.publisher import SummaryPublisher
 from control_plane.regions.watch import RegionWatchers
+from control_plane.registry.book import ModelRegistry
+from control_plane.registry.wanted import WantedWeightsPlan
 from control_plane.revocations.book import RevocationBook
 from control_plane.store.port import Store
 from control_plane.store.writer import FencedWriter
@@ -24,6 +26,7 @@ class RegionsPart:
     book: RegionBook
     revocations: RevocationBook
     tenants: TenantBook
+    registry: ModelRegistry
     publisher: SummaryPublisher
     watchers: RegionWatchers
 
@@ -35,6 +38,7 @@ def make_regions(
     region: str,
     replica_id: str,
     fleet: FleetView,
+    weights: WantedWeightsPlan,
     clock: Clock,
     lease_ttl_s: float,
     heartbeat_s: float,
@@ -46,6 +50,10 @@ def make_regions(
         keys=keys, store=store, writer=writer, clock=clock, on_change=book.wake
     )
     tenants = TenantBook(keys=keys, store=store, writer=writer, clock=clock, on_change=book.wake)
+    registry = ModelRegistry(
+        keys=keys, store=store, writer=writer, clock=clock, on_change=weights.touch
+    )
+    weights.follow(registry)
     record = LeasedRecord(
         store=store,
         writer=writer,
@@ -58,6 +66,7 @@ def make_regions(
         book=book,
         revocations=revocations,
         tenants=tenants,
+        registry=registry,
         publisher=publisher,
         watchers=RegionWatchers(
             book,

@@ -43,6 +43,23 @@ REQUESTS = {
     "SetTenant": op.SetTenantRequest(tenant={"tenant": "t"}),
     "GetTenantUsage": op.GetTenantUsageRequest(tenant="t"),
     "UnsetTenant": op.UnsetTenantRequest(tenant="t", revision=1),
+    "ListRegisteredModels": op.ListRegisteredModelsRequest(),
+    "GetRegisteredModel": op.GetRegisteredModelRequest(name="m", version="v"),
+    "RegisterModel": op.RegisterModelRequest(
+        model={
+            "name": "m",
+            "version": "v",
+            "kind": "MODEL_KIND_MODEL",
+            "sources": ["s3://models/m"],
+            "manifest_sha256": "0" * 64,
+            "manifest_size_bytes": 1,
+            "file_count": 1,
+        }
+    ),
+    "SetModelState": op.SetModelStateRequest(name="m", version="v", state=1, revision=1),
+    "ListPrefetches": op.ListPrefetchesRequest(),
+    "SetPrefetch": op.SetPrefetchRequest(order={"name": "m", "version": "v"}),
+    "UnsetPrefetch": op.UnsetPrefetchRequest(name="m", version="v"),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 from reelmesh.v1 import control_plane_service_pb2 as cp
-from reelmesh.v1 import model_pb2, node_pb2
+from reelmesh.v1 import model_pb2, node_pb2, registry_pb2
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
 
 from control_plane.app import ControlPlaneApp, build_app
@@ -85,6 +85,7 @@ class Agent:
         self.hello = hello
         self.welcomes: list[cp.AttachWelcome] = []
         self.desired: list[cp.DesiredNodeState] = []
+        self.weights: list[registry_pb2.NodeWeights] = []
         self.error: BaseException | None = None
         self.ended = asyncio.Event()
         self._news = asyncio.Event()
@@ -135,6 +136,8 @@ class Agent:
             async for response in self._call:
                 if response.HasField("welcome"):
                     self.welcomes.append(response.welcome)
+                elif response.HasField("weights"):
+                    self.weights.append(response.weights)
                 else:
                     self.desired.append(response.desired)
                 self._news.set()

@@ -188,12 +188,13 @@ class FakeHub:
         self, request: web.Request, path: str, blob: _Blob, headers: dict[str, str]
     ) -> web.Response:
         data = self.tamper(path, blob.data) if self.tamper is not None else blob.data
-        begin = request.http_range.start or 0
         headers["Accept-Ranges"] = "bytes"
-        if not begin:
+        if "Range" not in request.headers:
             return web.Response(body=data, headers=headers)
-        headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-        return web.Response(status=206, body=data[begin:], headers=headers)
+        begin = request.http_range.start or 0
+        end = min(request.http_range.stop or len(data), len(data))
+        headers["Content-Range"] = f"bytes {begin}-{end - 1}/{len(data)}"
+        return web.Response(status=206, body=data[begin:end], headers=headers)
 
 
 def _refusal(kind: type[web.HTTPException], code: str, message: str) -> web.HTTPException:

@@ -27,52 +27,53 @@ from reelmesh.v1 import access_pb2 as reelmesh_dot_v1_dot_access__pb2
 from reelmesh.v1 import model_pb2 as reelmesh_dot_v1_dot_model__pb2
 from reelmesh.v1 import node_pb2 as reelmesh_dot_v1_dot_node__pb2
 from reelmesh.v1 import region_pb2 as reelmesh_dot_v1_dot_region__pb2
+from reelmesh.v1 import registry_pb2 as reelmesh_dot_v1_dot_registry__pb2
 from reelmesh.v1 import tenant_pb2 as reelmesh_dot_v1_dot_tenant__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'reelmesh/v1/control_plane_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18reelmesh/v1/access.proto\x1a\x17reelmesh/v1/model.proto\x1a\x16reelmesh/v1/node.proto\x1a\x18reelmesh/v1/region.proto\x1a\x18reelmesh/v1/tenant.proto\"n\n\rAttachRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.NodeHelloH\x00\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x17.reelmesh.v1.NodeStatusH\x00\x42\t\n\x07message\"\xc2\x01\n\tNodeHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12&\n\x06models\x18\x05 \x03(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\'\n\x06status\x18\x07 \x01(\x0b\x32\x17.reelmesh.v1.NodeStatus\x12\x10\n\x08lease_id\x18\x08 \x01(\x03\"|\n\x0e\x41ttachResponse\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.reelmesh.v1.AttachWelcomeH\x00\x12\x30\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1d.reelmesh.v1.DesiredNodeStateH\x00\x42\t\n\x07message\"J\n\rAttachWelcome\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\x13\n\x0blease_ttl_s\x18\x02 \x01(\x01\x12\x12\n\nreplica_id\x18\x03 \x01(\t\"6\n\x10\x44\x65siredNodeState\x12\x10\n\x08\x63ordoned\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"w\n\x14\x41ttachGatewayRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.GatewayHelloH\x00\x12(\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x18.reelmesh.v1.GatewayBeatH\x00\x42\t\n\x07message\"\x9b\x01\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x10\n\x08lease_id\x18\x06 \x01(\x03\x12\x14\n\x0cpeer_address\x18\x07 \x01(\t\"\r\n\x0bGatewayBeat\"R\n\x15\x41ttachGatewayResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\x13\n\x0blease_ttl_s\x18\x02 \x01(\x01\x12\x12\n\nreplica_id\x18\x03 \x01(\t\"*\n\x11WatchFleetRequest\x12\x15\n\rafter_version\x18\x01 \x01(\x04\"\xbc\x01\n\x12WatchFleetResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12.\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.FleetSnapshotH\x00\x12(\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x17.reelmesh.v1.FleetDeltaH\x00\x12\x30\n\theartbeat\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.FleetHeartbeatH\x00\x42\t\n\x07message\"\x8c\x01\n\rFleetSnapshot\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.NodeRecord\x12&\n\x06models\x18\x02 \x03(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12+\n\x08gateways\x18\x03 \x03(\x0b\x32\x19.reelmesh.v1.GatewayHello\"\xdb\x01\n\nFleetDelta\x12/\n\x0eupserted_nodes\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.NodeRecord\x12\x18\n\x10removed_node_ids\x18\x02 \x03(\t\x12/\n\x0fupserted_models\x18\x03 \x03(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12\x34\n\x11upserted_gateways\x18\x04 \x03(\x0b\x32\x19.reelmesh.v1.GatewayHello\x12\x1b\n\x13removed_gateway_ids\x18\x05 \x03(\t\"\x10\n\x0e\x46leetHeartbeat\"\xa3\x02\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12)\n\x06models\x18\x07 \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x14\n\x0cworker_count\x18\x08 \x01(\r\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x18\n\x10units_per_second\x18\n \x01(\x01\x12/\n\x0bstate_since\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x15\n\x13WatchRegionsRequest\"\xd2\x01\n\x14WatchRegionsResponse\x12(\n\x07regions\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.RegionView\x12.\n\nsuperseded\x18\x02 \x03(\x0b\x32\x1a.reelmesh.v1.SupersededJob\x12\x32\n\x0brevocations\x18\x03 \x01(\x0b\x32\x1d.reelmesh.v1.TokenRevocations\x12,\n\x07tenants\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.TenantPolicies\"/\n\rSupersededJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t2\xe0\x02\n\x13\x43ontrolPlaneService\x12\x45\n\x06\x41ttach\x12\x1a.reelmesh.v1.AttachRequest\x1a\x1b.reelmesh.v1.AttachResponse(\x01\x30\x01\x12Z\n\rAttachGateway\x12!.reelmesh.v1.AttachGatewayRequest\x1a\".reelmesh.v1.AttachGatewayResponse(\x01\x30\x01\x12O\n\nWatchFleet\x12\x1e.reelmesh.v1.WatchFleetRequest\x1a\x1f.reelmesh.v1.WatchFleetResponse0\x01\x12U\n\x0cWatchRegions\x12 .reelmesh.v1.WatchRegionsRequest\x1a!.reelmesh.v1.WatchRegionsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'reelmesh/v1/control_plane_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18reelmesh/v1/access.proto\x1a\x17reelmesh/v1/model.proto\x1a\x16reelmesh/v1/node.proto\x1a\x18reelmesh/v1/region.proto\x1a\x1areelmesh/v1/registry.proto\x1a\x18reelmesh/v1/tenant.proto\"n\n\rAttachRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.reelmesh.v1.NodeHelloH\x00\x12)\n\x06status\x18\x02 \x01(\x0b\x32\x17.reelmesh.v1.NodeStatusH\x00\x42\t\n\x07message\"\xc2\x01\n\tNodeHello\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12&\n\x06models\x18\x05 \x03(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12\'\n\x06status\x18\x07 \x01(\x0b\x32\x17.reelmesh.v1.NodeStatus\x12\x10\n\x08lease_id\x18\x08 \x01(\x03\"\xa9\x01\n\x0e\x41ttachResponse\x12-\n\x07welcome\x18\x01 \x01(\x0b\x32\x1a.reelmesh.v1.AttachWelcomeH\x00\x12\x30\n\x07\x64\x65sired\x18\x02 \x01(\x0b\x32\x1d.reelmesh.v1.DesiredNodeStateH\x00\x12+\n\x07weights\x18\x03 \x01(\x0b\x32\x18.reelmesh.v1.NodeWeightsH\x00\x42\t\n\x07message\"J\n\rAttachWelcome\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\x13\n\x0blease_ttl_s\x18\x02 \x01(\x01\x12\x12\n\nreplica_id\x18\x03 \x01(\t\"6\n\x10\x44\x65siredNodeState\x12\x10\n\x08\x63ordoned\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"w\n\x14\x41ttachGatewayRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.GatewayHelloH\x00\x12(\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x18.reelmesh.v1.GatewayBeatH\x00\x42\t\n\x07message\"\x9b\x01\n\x0cGatewayHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x03 \x01(\t\x12\x14\n\x0chttp_address\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\t\x12\x10\n\x08lease_id\x18\x06 \x01(\x03\x12\x14\n\x0cpeer_address\x18\x07 \x01(\t\"\r\n\x0bGatewayBeat\"R\n\x15\x41ttachGatewayResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x03\x12\x13\n\x0blease_ttl_s\x18\x02 \x01(\x01\x12\x12\n\nreplica_id\x18\x03 \x01(\t\"*\n\x11WatchFleetRequest\x12\x15\n\rafter_version\x18\x01 \x01(\x04\"\xbc\x01\n\x12WatchFleetResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12.\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1a.reelmesh.v1.FleetSnapshotH\x00\x12(\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x17.reelmesh.v1.FleetDeltaH\x00\x12\x30\n\theartbeat\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.FleetHeartbeatH\x00\x42\t\n\x07message\"\x8c\x01\n\rFleetSnapshot\x12&\n\x05nodes\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.NodeRecord\x12&\n\x06models\x18\x02 \x03(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12+\n\x08gateways\x18\x03 \x03(\x0b\x32\x19.reelmesh.v1.GatewayHello\"\xdb\x01\n\nFleetDelta\x12/\n\x0eupserted_nodes\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.NodeRecord\x12\x18\n\x10removed_node_ids\x18\x02 \x03(\t\x12/\n\x0fupserted_models\x18\x03 \x03(\x0b\x32\x16.reelmesh.v1.ModelInfo\x12\x34\n\x11upserted_gateways\x18\x04 \x03(\x0b\x32\x19.reelmesh.v1.GatewayHello\x12\x1b\n\x13removed_gateway_ids\x18\x05 \x03(\t\"\x10\n\x0e\x46leetHeartbeat\"\xd0\x02\n\nNodeRecord\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\t\x12%\n\x05state\x18\x05 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12)\n\x06models\x18\x07 \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x14\n\x0cworker_count\x18\x08 \x01(\r\x12\x0b\n\x03pid\x18\t \x01(\r\x12\x18\n\x10units_per_second\x18\n \x01(\x01\x12/\n\x0bstate_since\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07weights\x18\x0c \x03(\x0b\x32\x1a.reelmesh.v1.WeightsStatus\"\x15\n\x13WatchRegionsRequest\"\xd2\x01\n\x14WatchRegionsResponse\x12(\n\x07regions\x18\x01 \x03(\x0b\x32\x17.reelmesh.v1.RegionView\x12.\n\nsuperseded\x18\x02 \x03(\x0b\x32\x1a.reelmesh.v1.SupersededJob\x12\x32\n\x0brevocations\x18\x03 \x01(\x0b\x32\x1d.reelmesh.v1.TokenRevocations\x12,\n\x07tenants\x18\x04 \x01(\x0b\x32\x1b.reelmesh.v1.TenantPolicies\"/\n\rSupersededJob\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t2\xe0\x02\n\x13\x43ontrolPlaneService\x12\x45\n\x06\x41ttach\x12\x1a.reelmesh.v1.AttachRequest\x1a\x1b.reelmesh.v1.AttachResponse(\x01\x30\x01\x12Z\n\rAttachGateway\x12!.reelmesh.v1.AttachGatewayRequest\x1a\".reelmesh.v1.AttachGatewayResponse(\x01\x30\x01\x12O\n\nWatchFleet\x12\x1e.reelmesh.v1.WatchFleetRequest\x1a\x1f.reelmesh.v1.WatchFleetResponse0\x01\x12U\n\x0cWatchRegions\x12 .reelmesh.v1.WatchRegionsRequest\x1a!.reelmesh.v1.WatchRegionsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.control_plane_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ATTACHREQUEST']._serialized_start=216
-  _globals['_ATTACHREQUEST']._serialized_end=326
-  _globals['_NODEHELLO']._serialized_start=329
-  _globals['_NODEHELLO']._serialized_end=523
-  _globals['_ATTACHRESPONSE']._serialized_start=525
-  _globals['_ATTACHRESPONSE']._serialized_end=649
-  _globals['_ATTACHWELCOME']._serialized_start=651
-  _globals['_ATTACHWELCOME']._serialized_end=725
-  _globals['_DESIREDNODESTATE']._serialized_start=727
-  _globals['_DESIREDNODESTATE']._serialized_end=781
-  _globals['_ATTACHGATEWAYREQUEST']._serialized_start=783
-  _globals['_ATTACHGATEWAYREQUEST']._serialized_end=902
-  _globals['_GATEWAYHELLO']._serialized_start=905
-  _globals['_GATEWAYHELLO']._serialized_end=1060
-  _globals['_GATEWAYBEAT']._serialized_start=1062
-  _globals['_GATEWAYBEAT']._serialized_end=1075
-  _globals['_ATTACHGATEWAYRESPONSE']._serialized_start=1077
-  _globals['_ATTACHGATEWAYRESPONSE']._serialized_end=1159
-  _globals['_WATCHFLEETREQUEST']._serialized_start=1161
-  _globals['_WATCHFLEETREQUEST']._serialized_end=1203
-  _globals['_WATCHFLEETRESPONSE']._serialized_start=1206
-  _globals['_WATCHFLEETRESPONSE']._serialized_end=1394
-  _globals['_FLEETSNAPSHOT']._serialized_start=1397
-  _globals['_FLEETSNAPSHOT']._serialized_end=1537
-  _globals['_FLEETDELTA']._serialized_start=1540
-  _globals['_FLEETDELTA']._serialized_end=1759
-  _globals['_FLEETHEARTBEAT']._serialized_start=1761
-  _globals['_FLEETHEARTBEAT']._serialized_end=1777
-  _globals['_NODERECORD']._serialized_start=1780
-  _globals['_NODERECORD']._serialized_end=2071
-  _globals['_WATCHREGIONSREQUEST']._serialized_start=2073
-  _globals['_WATCHREGIONSREQUEST']._serialized_end=2094
-  _globals['_WATCHREGIONSRESPONSE']._serialized_start=2097
-  _globals['_WATCHREGIONSRESPONSE']._serialized_end=2307
-  _globals['_SUPERSEDEDJOB']._serialized_start=2309
-  _globals['_SUPERSEDEDJOB']._serialized_end=2356
-  _globals['_CONTROLPLANESERVICE']._serialized_start=2359
-  _globals['_CONTROLPLANESERVICE']._serialized_end=2711
+  _globals['_ATTACHREQUEST']._serialized_start=244
+  _globals['_ATTACHREQUEST']._serialized_end=354
+  _globals['_NODEHELLO']._serialized_start=357
+  _globals['_NODEHELLO']._serialized_end=551
+  _globals['_ATTACHRESPONSE']._serialized_start=554
+  _globals['_ATTACHRESPONSE']._serialized_end=723
+  _globals['_ATTACHWELCOME']._serialized_start=725
+  _globals['_ATTACHWELCOME']._serialized_end=799
+  _globals['_DESIREDNODESTATE']._serialized_start=801
+  _globals['_DESIREDNODESTATE']._serialized_end=855
+  _globals['_ATTACHGATEWAYREQUEST']._serialized_start=857
+  _globals['_ATTACHGATEWAYREQUEST']._serialized_end=976
+  _globals['_GATEWAYHELLO']._serialized_start=979
+  _globals['_GATEWAYHELLO']._serialized_end=1134
+  _globals['_GATEWAYBEAT']._serialized_start=1136
+  _globals['_GATEWAYBEAT']._serialized_end=1149
+  _globals['_ATTACHGATEWAYRESPONSE']._serialized_start=1151
+  _globals['_ATTACHGATEWAYRESPONSE']._serialized_end=1233
+  _globals['_WATCHFLEETREQUEST']._serialized_start=1235
+  _globals['_WATCHFLEETREQUEST']._serialized_end=1277
+  _globals['_WATCHFLEETRESPONSE']._serialized_start=1280
+  _globals['_WATCHFLEETRESPONSE']._serialized_end=1468
+  _globals['_FLEETSNAPSHOT']._serialized_start=1471
+  _globals['_FLEETSNAPSHOT']._serialized_end=1611
+  _globals['_FLEETDELTA']._serialized_start=1614
+  _globals['_FLEETDELTA']._serialized_end=1833
+  _globals['_FLEETHEARTBEAT']._serialized_start=1835
+  _globals['_FLEETHEARTBEAT']._serialized_end=1851
+  _globals['_NODERECORD']._serialized_start=1854
+  _globals['_NODERECORD']._serialized_end=2190
+  _globals['_WATCHREGIONSREQUEST']._serialized_start=2192
+  _globals['_WATCHREGIONSREQUEST']._serialized_end=2213
+  _globals['_WATCHREGIONSRESPONSE']._serialized_start=2216
+  _globals['_WATCHREGIONSRESPONSE']._serialized_end=2426
+  _globals['_SUPERSEDEDJOB']._serialized_start=2428
+  _globals['_SUPERSEDEDJOB']._serialized_end=2475
+  _globals['_CONTROLPLANESERVICE']._serialized_start=2478
+  _globals['_CONTROLPLANESERVICE']._serialized_end=2830
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from reelmesh.v1 import access_pb2 as _access_pb2
 from reelmesh.v1 import model_pb2 as _model_pb2
 from reelmesh.v1 import node_pb2 as _node_pb2
 from reelmesh.v1 import region_pb2 as _region_pb2
+from reelmesh.v1 import registry_pb2 as _registry_pb2
 from reelmesh.v1 import tenant_pb2 as _tenant_pb2
 import builtins as _builtins
 import sys
@@ -105,23 +106,29 @@ class AttachResponse(_message.Message):
 
     WELCOME_FIELD_NUMBER: _builtins.int
     DESIRED_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___AttachWelcome: ...
     @_builtins.property
     def desired(self) -> Global___DesiredNodeState:
         """Whole, each time it changes."""
 
+    @_builtins.property
+    def weights(self) -> _registry_pb2.NodeWeights:
+        """Likewise. Not sent while the registry is not known: what was said before holds."""
+
     def __init__(
         self,
         *,
         welcome: Global___AttachWelcome | None = ...,
         desired: Global___DesiredNodeState | None = ...,
+        weights: _registry_pb2.NodeWeights | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "message", b"message", "weights", b"weights", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "message", b"message", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "message", b"message", "weights", b"weights", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "desired"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "desired", "weights"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -440,6 +447,7 @@ class NodeRecord(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     UNITS_PER_SECOND_FIELD_NUMBER: _builtins.int
     STATE_SINCE_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     region: _builtins.str
     address: _builtins.str
@@ -455,6 +463,10 @@ class NodeRecord(_message.Message):
     def state_since(self) -> _timestamp_pb2.Timestamp:
         """When it came into this state, by the clock of the replica that wrote it."""
 
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.WeightsStatus]:
+        """Digest and state alone of what it was told to have."""
+
     def __init__(
         self,
         *,
@@ -469,10 +481,11 @@ class NodeRecord(_message.Message):
         pid: _builtins.int = ...,
         units_per_second: _builtins.float = ...,
         state_since: _timestamp_pb2.Timestamp | None = ...,
+        weights: _abc.Iterable[_registry_pb2.WeightsStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state_since", b"state_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "pid", b"pid", "reason", b"reason", "region", b"region", "state", b"state", "state_since", b"state_since", "units_per_second", b"units_per_second", "worker_count", b"worker_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "pid", b"pid", "reason", b"reason", "region", b"region", "state", b"state", "state_since", b"state_since", "units_per_second", b"units_per_second", "weights", b"weights", "worker_count", b"worker_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,27 +22,28 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from reelmesh.v1 import registry_pb2 as reelmesh_dot_v1_dot_registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reelmesh/v1/node.proto\x12\x0breelmesh.v1\"r\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.reelmesh.v1.WorkerState\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08restarts\x18\x05 \x01(\r\"F\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\"\xbf\x01\n\x0c\x44\x65viceStatus\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x1a\n\rtemperature_c\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\necc_errors\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nxid_errors\x18\x06 \x03(\rB\x10\n\x0e_temperature_cB\r\n\x0b_ecc_errors\"k\n\tExecution\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07running\x18\x04 \x01(\x08\x12\x10\n\x08progress\x18\x05 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\xf1\x02\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\x07workers\x18\x05 \x03(\x0b\x32\x19.reelmesh.v1.WorkerStatus\x12*\n\nexecutions\x18\x06 \x03(\x0b\x32\x16.reelmesh.v1.Execution\x12\x12\n\nfree_slots\x18\x07 \x01(\r\x12\x18\n\x10remaining_work_s\x18\x08 \x01(\x01\x12\x18\n\x10units_per_second\x18\t \x01(\x01\x12)\n\x06models\x18\n \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x13\n\x0bincarnation\x18\x0b \x01(\t\x12*\n\x07\x64\x65vices\x18\x0c \x03(\x0b\x32\x19.reelmesh.v1.DeviceStatus*\xe7\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_LOADING\x10\x02\x12\x16\n\x12NODE_STATE_WARMING\x10\x03\x12\x14\n\x10NODE_STATE_READY\x10\x04\x12\x17\n\x13NODE_STATE_DRAINING\x10\x05\x12\x17\n\x13NODE_STATE_CORDONED\x10\x06\x12\x18\n\x14NODE_STATE_UNHEALTHY\x10\x07\x12\x13\n\x0fNODE_STATE_LOST\x10\x08*\xbf\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x18\n\x14WORKER_STATE_LOADING\x10\x02\x12\x18\n\x14WORKER_STATE_WARMING\x10\x03\x12\x15\n\x11WORKER_STATE_IDLE\x10\x04\x12\x15\n\x11WORKER_STATE_BUSY\x10\x05\x12\x15\n\x11WORKER_STATE_DEAD\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16reelmesh/v1/node.proto\x12\x0breelmesh.v1\x1a\x1areelmesh/v1/registry.proto\"r\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\'\n\x05state\x18\x03 \x01(\x0e\x32\x18.reelmesh.v1.WorkerState\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x10\n\x08restarts\x18\x05 \x01(\r\"F\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x03 \x01(\t\"\xbf\x01\n\x0c\x44\x65viceStatus\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x1a\n\rtemperature_c\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\necc_errors\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x12\n\nxid_errors\x18\x06 \x03(\rB\x10\n\x0e_temperature_cB\r\n\x0b_ecc_errors\"k\n\tExecution\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07running\x18\x04 \x01(\x08\x12\x10\n\x08progress\x18\x05 \x01(\x01\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\r\"\x9e\x03\n\nNodeStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12%\n\x05state\x18\x03 \x01(\x0e\x32\x16.reelmesh.v1.NodeState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12*\n\x07workers\x18\x05 \x03(\x0b\x32\x19.reelmesh.v1.WorkerStatus\x12*\n\nexecutions\x18\x06 \x03(\x0b\x32\x16.reelmesh.v1.Execution\x12\x12\n\nfree_slots\x18\x07 \x01(\r\x12\x18\n\x10remaining_work_s\x18\x08 \x01(\x01\x12\x18\n\x10units_per_second\x18\t \x01(\x01\x12)\n\x06models\x18\n \x03(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x13\n\x0bincarnation\x18\x0b \x01(\t\x12*\n\x07\x64\x65vices\x18\x0c \x03(\x0b\x32\x19.reelmesh.v1.DeviceStatus\x12+\n\x07weights\x18\r \x03(\x0b\x32\x1a.reelmesh.v1.WeightsStatus*\xe7\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13NODE_STATE_STARTING\x10\x01\x12\x16\n\x12NODE_STATE_LOADING\x10\x02\x12\x16\n\x12NODE_STATE_WARMING\x10\x03\x12\x14\n\x10NODE_STATE_READY\x10\x04\x12\x17\n\x13NODE_STATE_DRAINING\x10\x05\x12\x17\n\x13NODE_STATE_CORDONED\x10\x06\x12\x18\n\x14NODE_STATE_UNHEALTHY\x10\x07\x12\x13\n\x0fNODE_STATE_LOST\x10\x08*\xbf\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x18\n\x14WORKER_STATE_LOADING\x10\x02\x12\x18\n\x14WORKER_STATE_WARMING\x10\x03\x12\x15\n\x11WORKER_STATE_IDLE\x10\x04\x12\x15\n\x11WORKER_STATE_BUSY\x10\x05\x12\x15\n\x11WORKER_STATE_DEAD\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NODESTATE']._serialized_start=903
-  _globals['_NODESTATE']._serialized_end=1134
-  _globals['_WORKERSTATE']._serialized_start=1137
-  _globals['_WORKERSTATE']._serialized_end=1328
-  _globals['_WORKERSTATUS']._serialized_start=39
-  _globals['_WORKERSTATUS']._serialized_end=153
-  _globals['_MODELVERSION']._serialized_start=155
-  _globals['_MODELVERSION']._serialized_end=225
-  _globals['_DEVICESTATUS']._serialized_start=228
-  _globals['_DEVICESTATUS']._serialized_end=419
-  _globals['_EXECUTION']._serialized_start=421
-  _globals['_EXECUTION']._serialized_end=528
-  _globals['_NODESTATUS']._serialized_start=531
-  _globals['_NODESTATUS']._serialized_end=900
+  _globals['_NODESTATE']._serialized_start=976
+  _globals['_NODESTATE']._serialized_end=1207
+  _globals['_WORKERSTATE']._serialized_start=1210
+  _globals['_WORKERSTATE']._serialized_end=1401
+  _globals['_WORKERSTATUS']._serialized_start=67
+  _globals['_WORKERSTATUS']._serialized_end=181
+  _globals['_MODELVERSION']._serialized_start=183
+  _globals['_MODELVERSION']._serialized_end=253
+  _globals['_DEVICESTATUS']._serialized_start=256
+  _globals['_DEVICESTATUS']._serialized_end=447
+  _globals['_EXECUTION']._serialized_start=449
+  _globals['_EXECUTION']._serialized_end=556
+  _globals['_NODESTATUS']._serialized_start=559
+  _globals['_NODESTATUS']._serialized_end=973
 # @@protoc_insertion_point(module_scope)

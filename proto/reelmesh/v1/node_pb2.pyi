@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from reelmesh.v1 import registry_pb2 as _registry_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -232,6 +233,7 @@ class NodeStatus(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     version: _builtins.int
     """Rises with each change within one life of the agent."""
@@ -256,6 +258,10 @@ class NodeStatus(_message.Message):
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]: ...
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceStatus]: ...
+    @_builtins.property
+    def weights(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.WeightsStatus]:
+        """Versions that it was told to have."""
+
     def __init__(
         self,
         *,
@@ -271,10 +277,11 @@ class NodeStatus(_message.Message):
         models: _abc.Iterable[Global___ModelVersion] | None = ...,
         incarnation: _builtins.str = ...,
         devices: _abc.Iterable[Global___DeviceStatus] | None = ...,
+        weights: _abc.Iterable[_registry_pb2.WeightsStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "executions", b"executions", "free_slots", b"free_slots", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "reason", b"reason", "remaining_work_s", b"remaining_work_s", "state", b"state", "units_per_second", b"units_per_second", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "executions", b"executions", "free_slots", b"free_slots", "incarnation", b"incarnation", "models", b"models", "node_id", b"node_id", "reason", b"reason", "remaining_work_s", b"remaining_work_s", "state", b"state", "units_per_second", b"units_per_second", "version", b"version", "weights", b"weights", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,41 @@ class OperatorServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageResponse.FromString,
                 _registered_method=True)
+        self.ListRegisteredModels = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/ListRegisteredModels',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRegisteredModelsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRegisteredModelsResponse.FromString,
+                _registered_method=True)
+        self.GetRegisteredModel = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/GetRegisteredModel',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetRegisteredModelRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetRegisteredModelResponse.FromString,
+                _registered_method=True)
+        self.RegisterModel = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/RegisterModel',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RegisterModelRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RegisterModelResponse.FromString,
+                _registered_method=True)
+        self.SetModelState = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/SetModelState',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetModelStateRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetModelStateResponse.FromString,
+                _registered_method=True)
+        self.ListPrefetches = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/ListPrefetches',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListPrefetchesRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListPrefetchesResponse.FromString,
+                _registered_method=True)
+        self.SetPrefetch = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/SetPrefetch',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetPrefetchRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetPrefetchResponse.FromString,
+                _registered_method=True)
+        self.UnsetPrefetch = channel.unary_unary(
+                '/reelmesh.v1.OperatorService/UnsetPrefetch',
+                request_serializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetPrefetchRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetPrefetchResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -210,6 +245,57 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRegisteredModels(self, request, context):
+        """Every registered version, without their manifests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRegisteredModel(self, request, context):
+        """As it stands in the store. NOT_FOUND: it is not registered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterModel(self, request, context):
+        """The same content again is fine, and adds the sources and signatures that are new.
+        ALREADY_EXISTS: the version has other content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetModelState(self, request, context):
+        """Retires a version, or takes that back. ABORTED as above; FAILED_PRECONDITION, reason
+        STILL_WANTED, where nodes are told to have it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPrefetches(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPrefetch(self, request, context):
+        """Has nodes fetch a version, and keep it until that is taken back. NOT_FOUND: it is not
+        registered, or retired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnsetPrefetch(self, request, context):
+        """NOT_FOUND: nothing of that version was ordered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -282,6 +368,41 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetTenantUsage,
                     request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageResponse.SerializeToString,
+            ),
+            'ListRegisteredModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRegisteredModels,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRegisteredModelsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListRegisteredModelsResponse.SerializeToString,
+            ),
+            'GetRegisteredModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRegisteredModel,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.GetRegisteredModelRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.GetRegisteredModelResponse.SerializeToString,
+            ),
+            'RegisterModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterModel,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.RegisterModelRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.RegisterModelResponse.SerializeToString,
+            ),
+            'SetModelState': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetModelState,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetModelStateRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetModelStateResponse.SerializeToString,
+            ),
+            'ListPrefetches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPrefetches,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.ListPrefetchesRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.ListPrefetchesResponse.SerializeToString,
+            ),
+            'SetPrefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPrefetch,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.SetPrefetchRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.SetPrefetchResponse.SerializeToString,
+            ),
+            'UnsetPrefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnsetPrefetch,
+                    request_deserializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetPrefetchRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_operator__service__pb2.UnsetPrefetchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -664,6 +785,195 @@ class OperatorService:
             '/reelmesh.v1.OperatorService/GetTenantUsage',
             reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageRequest.SerializeToString,
             reelmesh_dot_v1_dot_operator__service__pb2.GetTenantUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRegisteredModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/ListRegisteredModels',
+            reelmesh_dot_v1_dot_operator__service__pb2.ListRegisteredModelsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.ListRegisteredModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRegisteredModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/GetRegisteredModel',
+            reelmesh_dot_v1_dot_operator__service__pb2.GetRegisteredModelRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.GetRegisteredModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/RegisterModel',
+            reelmesh_dot_v1_dot_operator__service__pb2.RegisterModelRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.RegisterModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetModelState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/SetModelState',
+            reelmesh_dot_v1_dot_operator__service__pb2.SetModelStateRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.SetModelStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPrefetches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/ListPrefetches',
+            reelmesh_dot_v1_dot_operator__service__pb2.ListPrefetchesRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.ListPrefetchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPrefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/SetPrefetch',
+            reelmesh_dot_v1_dot_operator__service__pb2.SetPrefetchRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.SetPrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnsetPrefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.OperatorService/UnsetPrefetch',
+            reelmesh_dot_v1_dot_operator__service__pb2.UnsetPrefetchRequest.SerializeToString,
+            reelmesh_dot_v1_dot_operator__service__pb2.UnsetPrefetchResponse.FromString,
             options,
             channel_credentials,
             insecure,

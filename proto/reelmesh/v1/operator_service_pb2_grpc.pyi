@@ -66,6 +66,25 @@ class OperatorServiceStub:
     """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
     GetTenantUsage: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetTenantUsageRequest, _operator_service_pb2.GetTenantUsageResponse]
     """What a tenant has in this region now, and has spent today."""
+    ListRegisteredModels: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListRegisteredModelsRequest, _operator_service_pb2.ListRegisteredModelsResponse]
+    """Every registered version, without their manifests."""
+    GetRegisteredModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.GetRegisteredModelRequest, _operator_service_pb2.GetRegisteredModelResponse]
+    """As it stands in the store. NOT_FOUND: it is not registered."""
+    RegisterModel: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.RegisterModelRequest, _operator_service_pb2.RegisterModelResponse]
+    """The same content again is fine, and adds the sources and signatures that are new.
+    ALREADY_EXISTS: the version has other content.
+    """
+    SetModelState: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetModelStateRequest, _operator_service_pb2.SetModelStateResponse]
+    """Retires a version, or takes that back. ABORTED as above; FAILED_PRECONDITION, reason
+    STILL_WANTED, where nodes are told to have it.
+    """
+    ListPrefetches: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.ListPrefetchesRequest, _operator_service_pb2.ListPrefetchesResponse]
+    SetPrefetch: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.SetPrefetchRequest, _operator_service_pb2.SetPrefetchResponse]
+    """Has nodes fetch a version, and keep it until that is taken back. NOT_FOUND: it is not
+    registered, or retired.
+    """
+    UnsetPrefetch: _grpc.UnaryUnaryMultiCallable[_operator_service_pb2.UnsetPrefetchRequest, _operator_service_pb2.UnsetPrefetchResponse]
+    """NOT_FOUND: nothing of that version was ordered."""
 
 @_typing.type_check_only
 class OperatorServiceAsyncStub(OperatorServiceStub):
@@ -105,6 +124,25 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """The tenant is as any other from now on. NOT_FOUND and ABORTED as above."""
     GetTenantUsage: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetTenantUsageRequest, _operator_service_pb2.GetTenantUsageResponse]  # type: ignore[assignment]
     """What a tenant has in this region now, and has spent today."""
+    ListRegisteredModels: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListRegisteredModelsRequest, _operator_service_pb2.ListRegisteredModelsResponse]  # type: ignore[assignment]
+    """Every registered version, without their manifests."""
+    GetRegisteredModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.GetRegisteredModelRequest, _operator_service_pb2.GetRegisteredModelResponse]  # type: ignore[assignment]
+    """As it stands in the store. NOT_FOUND: it is not registered."""
+    RegisterModel: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.RegisterModelRequest, _operator_service_pb2.RegisterModelResponse]  # type: ignore[assignment]
+    """The same content again is fine, and adds the sources and signatures that are new.
+    ALREADY_EXISTS: the version has other content.
+    """
+    SetModelState: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetModelStateRequest, _operator_service_pb2.SetModelStateResponse]  # type: ignore[assignment]
+    """Retires a version, or takes that back. ABORTED as above; FAILED_PRECONDITION, reason
+    STILL_WANTED, where nodes are told to have it.
+    """
+    ListPrefetches: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ListPrefetchesRequest, _operator_service_pb2.ListPrefetchesResponse]  # type: ignore[assignment]
+    SetPrefetch: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.SetPrefetchRequest, _operator_service_pb2.SetPrefetchResponse]  # type: ignore[assignment]
+    """Has nodes fetch a version, and keep it until that is taken back. NOT_FOUND: it is not
+    registered, or retired.
+    """
+    UnsetPrefetch: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.UnsetPrefetchRequest, _operator_service_pb2.UnsetPrefetchResponse]  # type: ignore[assignment]
+    """NOT_FOUND: nothing of that version was ordered."""
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """What reelctl asks of a control plane; it has a listener of its own and wants an
@@ -225,5 +263,66 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_service_pb2.GetTenantUsageResponse, _abc.Awaitable[_operator_service_pb2.GetTenantUsageResponse]]:
         """What a tenant has in this region now, and has spent today."""
+
+    @_abc_1.abstractmethod
+    def ListRegisteredModels(
+        self,
+        request: _operator_service_pb2.ListRegisteredModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListRegisteredModelsResponse, _abc.Awaitable[_operator_service_pb2.ListRegisteredModelsResponse]]:
+        """Every registered version, without their manifests."""
+
+    @_abc_1.abstractmethod
+    def GetRegisteredModel(
+        self,
+        request: _operator_service_pb2.GetRegisteredModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.GetRegisteredModelResponse, _abc.Awaitable[_operator_service_pb2.GetRegisteredModelResponse]]:
+        """As it stands in the store. NOT_FOUND: it is not registered."""
+
+    @_abc_1.abstractmethod
+    def RegisterModel(
+        self,
+        request: _operator_service_pb2.RegisterModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.RegisterModelResponse, _abc.Awaitable[_operator_service_pb2.RegisterModelResponse]]:
+        """The same content again is fine, and adds the sources and signatures that are new.
+        ALREADY_EXISTS: the version has other content.
+        """
+
+    @_abc_1.abstractmethod
+    def SetModelState(
+        self,
+        request: _operator_service_pb2.SetModelStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.SetModelStateResponse, _abc.Awaitable[_operator_service_pb2.SetModelStateResponse]]:
+        """Retires a version, or takes that back. ABORTED as above; FAILED_PRECONDITION, reason
+        STILL_WANTED, where nodes are told to have it.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPrefetches(
+        self,
+        request: _operator_service_pb2.ListPrefetchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.ListPrefetchesResponse, _abc.Awaitable[_operator_service_pb2.ListPrefetchesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetPrefetch(
+        self,
+        request: _operator_service_pb2.SetPrefetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.SetPrefetchResponse, _abc.Awaitable[_operator_service_pb2.SetPrefetchResponse]]:
+        """Has nodes fetch a version, and keep it until that is taken back. NOT_FOUND: it is not
+        registered, or retired.
+        """
+
+    @_abc_1.abstractmethod
+    def UnsetPrefetch(
+        self,
+        request: _operator_service_pb2.UnsetPrefetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_service_pb2.UnsetPrefetchResponse, _abc.Awaitable[_operator_service_pb2.UnsetPrefetchResponse]]:
+        """NOT_FOUND: nothing of that version was ordered."""
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
