@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from reelmesh.v1 import control_plane_service_pb2, job_service_pb2
+from reelmesh.v1 import (
+    batch_record_service_pb2,
+    control_plane_service_pb2,
+    job_service_pb2,
+)
 
 from reelkit.mtls.access import COMMON, AccessTable, Rule, service_rules
 from reelkit.mtls.identity import Role
@@ -44,6 +48,25 @@ ACCESS: Final[AccessTable] = {
             "ListJobs": _GATEWAY,
             "ListExpiredJobs": _GATEWAY,
             "KnownJobs": _GATEWAY,
+            "ListOwned": _gateway("gateway_id"),
+        },
+    ),
+    **service_rules(
+        batch_record_service_pb2.DESCRIPTOR.services_by_name["BatchRecordService"].full_name,
+        {
+            "CreateBatchRecord": _gateway("record.owner_gateway"),
+            "UpdateBatchRecord": _gateway("record.owner_gateway"),
+            "ClaimBatchRecord": _gateway("gateway_id"),
+            "GetBatchRecord": _GATEWAY,
+            "FindBatchRecordByKey": _GATEWAY,
+            "ListBatchRecords": _GATEWAY,
+            # Whichever gateway a client asks.
+            "CancelBatchRecord": _GATEWAY,
+            # Of what has ended, or expired.
+            "DeleteBatchRecord": _GATEWAY,
+            "ListExpiredBatchRecords": _GATEWAY,
+            "PurgeBatchRecord": _GATEWAY,
+            "KnownBatchRecords": _GATEWAY,
         },
     ),
 }

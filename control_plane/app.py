@@ -11,6 +11,7 @@ import structlog
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from reelmesh.v1 import control_plane_service_pb2 as cp
+from reelmesh.v1.batch_record_service_pb2_grpc import add_BatchRecordServiceServicer_to_server
 from reelmesh.v1.control_plane_service_pb2_grpc import (
     add_ControlPlaneServiceServicer_to_server,
 )
@@ -20,6 +21,9 @@ from control_plane.access import ACCESS
 from control_plane.attach import NodeAttachment
 from control_plane.attach_gateway import GatewayAttachment
 from control_plane.attach_stream import Leasing
+from control_plane.batches.book import BatchBook
+from control_plane.batches.service import SERVICE_NAME as BATCH_SERVICE_NAME
+from control_plane.batches.service import BatchRecordService
 from control_plane.config import ControlPlaneConfig
 from control_plane.desired import DesiredStates
 from control_plane.election import Election, campaigning
@@ -229,12 +233,16 @@ async def build_app(
             supersede=regions.book.supersede,
             observe=metrics.count_job_call,
         )
+        batches = BatchRecordService(
+            book=BatchBook(store=store, writer=writer, keys=keys), observe=metrics.count_job_call
+        )
         service = ControlPlaneService(
             nodes=nodes, gateways=gateways, watchers=watchers, regions=regions.watchers
         )
         server, health_service = _make_server(
             service,
             jobs.service,
+            batches,
             reflection=config.reflection,
             guard=Guard(ACCESS, region=config.region, mutual=tls is not None, clock=clock),
         )
@@ -298,6 +306,7 @@ async def build_app(
         spent = SpentSweep(store=store, keys=keys, clock=clock)
         scope.spawn(election.lead(spent.keep, name="spent sweep"), name="spent sweep")
         ready = asyncio.Event()
+        metrics.gauge("live_batches", "Batches that go on.", lambda: len(jobs.others))
         metrics.gauge("live_jobs", "Jobs that have not ended.", lambda: len(jobs.live))
         metrics.gauge(
             "orphaned_jobs", "Live jobs without an owner.", lambda: len(jobs.watchers.orphans())
@@ -306,6 +315,7 @@ async def build_app(
             (store, keys.fleet, _each(view.apply, weights.touch)),
             (store, keys.desired_states, desired.apply),
             (store, keys.live_jobs, jobs.live.apply),
+            (store, keys.owned_things, jobs.others.apply),
             (global_store, global_keys.regions, regions.book.apply),
             (global_store, global_keys.revocations, regions.revocations.apply),
             (global_store, global_keys.tenants, regions.tenants.apply),
@@ -394,11 +404,17 @@ def _reachable(address: str) -> str:
 
 
 def _make_server(
-    service: ControlPlaneService, jobs: JobService, *, reflection: bool, guard: Guard
+    service: ControlPlaneService,
+    jobs: JobService,
+    batches: BatchRecordService,
+    *,
+    reflection: bool,
+    guard: Guard,
 ) -> tuple[aio.Server, health.aio.HealthServicer]:
     server = aio.server(options=rpc.server_options(), interceptors=[guard])
     add_ControlPlaneServiceServicer_to_server(service, server)
     add_JobServiceServicer_to_server(jobs, server)
+    add_BatchRecordServiceServicer_to_server(batches, server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflection:
@@ -409,6 +425,7 @@ def _make_server(
             (
                 SERVICE_NAME,
                 JOB_SERVICE_NAME,
+                BATCH_SERVICE_NAME,
                 health.SERVICE_NAME,
                 grpc_reflection.SERVICE_NAME,
             ),

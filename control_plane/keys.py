@@ -17,6 +17,12 @@
                                                   empty: what ListJobs lists
     <prefix>/<region>/jobs/keys/<digest>          job id, by tenant and idempotency key
     <prefix>/<region>/jobs/expiry/<ms>/<job id>   empty: ended jobs by the end of their time
+    <prefix>/<region>/owned/<id>                  JobRecord with the owner alone of a batch that
+                                                  has not ended. Not among the live jobs: those
+                                                  are what a tenant's quota counts
+    <prefix>/<region>/batches/records/<batch id>  BatchRecord, under no lease
+    <prefix>/<region>/batches/{tenants,keys,expiry}/…
+                                                  as those of jobs
     <prefix>/<region>/desired/<node id>           DesiredNodeState, under no lease
     <prefix>/<region>/departed/<node id>          NodeRecord of a node that is gone, with why;
                                                   under no lease, removed when it is back
@@ -64,6 +70,12 @@ class Keys:
         self.job_expiries = jobs + "expiry/"
         self._tenant_jobs = jobs + "tenants/"
         self._job_keys = jobs + "keys/"
+        self.owned_things = base + "owned/"
+        batches = base + "batches/"
+        self.batch_records = batches + "records/"
+        self.batch_expiries = batches + "expiry/"
+        self._tenant_batches = batches + "tenants/"
+        self._batch_keys = batches + "keys/"
         self.departed_nodes = base + "departed/"
         self.histories = base + "history/"
         self.leader = base + "leader"
@@ -108,6 +120,26 @@ class Keys:
     def job_expiry(self, expires_at_ms: int, job_id: str) -> str:
         """An ended job by the end of its time; in order of time."""
         return f"{self.job_expiries}{expires_at_ms:015d}/{job_id}"
+
+    def owned(self, thing_id: str) -> str:
+        """Who owns a batch that has not ended."""
+        return self.owned_things + thing_id
+
+    def batch(self, batch_id: str) -> str:
+        """A batch's record."""
+        return self.batch_records + batch_id
+
+    def tenant_batches(self, tenant: str) -> str:
+        """Prefix of the ids of a tenant's batches."""
+        return f"{self._tenant_batches}{_digest(tenant)}/"
+
+    def batch_key(self, tenant: str, idempotency_key: str) -> str:
+        """Which batch a tenant's idempotency key made."""
+        return self._batch_keys + _digest(f"{tenant}\0{idempotency_key}")
+
+    def batch_expiry(self, expires_at_ms: int, batch_id: str) -> str:
+        """An ended batch by the end of its time; in order of time."""
+        return f"{self.batch_expiries}{expires_at_ms:015d}/{batch_id}"
 
     def desired(self, node_id: str) -> str:
         """What a node should be."""

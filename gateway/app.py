@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -14,11 +14,16 @@ import grpc
 import structlog
 from grpc import aio
 from prometheus_client import CollectorRegistry
-from reelmesh.v1 import control_plane_service_pb2
+from reelmesh.v1 import control_plane_service_pb2, job_service_pb2
 
 from gateway.application import FROM_REGION
 from gateway.auth.door import Door
 from gateway.auth.tokens import TokenVerifier
+from gateway.batches.assembly import OpenBatches, open_batches
+from gateway.batches.ids import PREFIX as BATCH_PREFIX
+from gateway.batches.memory import MemoryBatchStore
+from gateway.batches.remote import RemoteBatchStore
+from gateway.batches.store import BatchStore
 from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
 from gateway.core.load import LoadReporter
@@ -59,6 +64,7 @@ class GatewayApp:
     """A running gateway; see :class:`reelkit.lifecycle.App`."""
 
     core: Core
+    batches: OpenBatches
     http_address: str
     grpc_address: str
     peer_address: str
@@ -77,6 +83,7 @@ class GatewayApp:
 
         Both edges go on listening meanwhile, so that clients can follow their videos.
         """
+        await self.batches.drivers.drain()
         await self.core.lifetimes.drain(self.drain_s)
         # What is left has a record: others take it over at once.
         await self._control.goodbye()
@@ -90,6 +97,7 @@ async def build_app(
     clock: Clock | None = None,
     jobs: JobStore | None = None,
     artifacts: ArtifactStore | None = None,
+    batches: BatchStore | None = None,
 ) -> AsyncIterator[GatewayApp]:
     """Starts a gateway and yields it once both edges listen; leaving stops it.
 
@@ -98,6 +106,7 @@ async def build_app(
         clock: The machine's by default.
         jobs: Where records are kept; this process's memory by default.
         artifacts: Where videos are kept; ``config.artifacts`` by default.
+        batches: Where records of batches are kept; where ``config.jobs`` says by default.
 
     Raises:
         ConfigError: A key file, an address, a folder or the artifact store cannot be used.
@@ -127,10 +136,27 @@ async def build_app(
         )
 
         application, regions = await _across_regions(config, core, clock, stack, channels)
+        opened = await open_batches(
+            config.batches,
+            region=config.region,
+            owner=core.owner,
+            store=batches or await _batch_store(config, clock, stack, channels),
+            jobs=core.jobs,
+            artifacts=core.artifacts,
+            videos=application,
+            catalog=core.fleet.catalog,
+            policies=policies,
+            draining=lambda: regions.draining,
+            watch_figure=core.metrics.watch_figure,
+            sweep_interval_s=config.artifacts.sweep_interval_s,
+            scope=core.scope,
+            clock=clock,
+        )
         server = aio.server(options=grpc_server_options(config.edge))
         add_grpc_services(
             server,
             application=application,
+            batches=opened.application,
             door=door,
             metrics=metrics,
             config=config.edge,
@@ -145,6 +171,7 @@ async def build_app(
 
         http_app = build_http_app(
             application=application,
+            batches=opened.application,
             door=door,
             metrics=metrics,
             config=config.edge,
@@ -183,6 +210,10 @@ async def build_app(
             with blame_field("ready_file", config.ready_file):
                 write_json_atomic(config.ready_file, ready)
 
+        def shared_out(orphans: Sequence[job_service_pb2.Orphan]) -> None:
+            core.adoption.take(o for o in orphans if not o.job_id.startswith(BATCH_PREFIX))
+            opened.drivers.take(orphans)
+
         hello = control_plane_service_pb2.GatewayHello(
             gateway_id=config.gateway_id,
             region=config.region,
@@ -202,7 +233,7 @@ async def build_app(
             on_revocations=verifier.take_revocations,
             on_tenants=policies.replace,
             on_superseded=core.superseded.take,
-            on_orphans=core.adoption.take if config.jobs.store == "control-plane" else None,
+            on_orphans=shared_out if config.jobs.store == "control-plane" else None,
             open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
         )
         stack.push_async_callback(control.close)
@@ -219,6 +250,7 @@ async def build_app(
         _log.info("listening", http=http_address, grpc=grpc_address, region=config.region)
         yield GatewayApp(
             core=core,
+            batches=opened,
             http_address=http_address,
             grpc_address=grpc_address,
             peer_address=peer_address,
@@ -264,6 +296,21 @@ async def _across_regions(
         job_keep_s=math.ceil(config.runs.max_lifetime_s),
     )
     return application, regions
+
+
+async def _batch_store(
+    config: GatewayConfig, clock: Clock, stack: AsyncExitStack, channels: Channels
+) -> BatchStore:
+    if config.jobs.store == "memory":
+        return MemoryBatchStore()
+    store = RemoteBatchStore(
+        endpoints=config.control_plane.endpoints,
+        clock=clock,
+        patience_s=config.jobs.patience_s,
+        open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
+    )
+    stack.push_async_callback(store.close)
+    return store
 
 
 def _certificates(

@@ -45,6 +45,10 @@ class Caller:
     scopes: frozenset[str]
     hops: int = 0
     """Gateways that the call came through: see :data:`FROM_REGION` and :data:`FROM_PEER`."""
+    batch_id: str = ""
+    """The batch that the call is made for; no client can name one."""
+    batch_keep_until_s: float = 0.0
+    """As long as that may last: its videos are kept until then. Seconds since 1970."""
 
 
 class FileBytes(Protocol):

@@ -9,6 +9,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from gateway.auth.config import AuthConfig
+from gateway.batches.config import BatchConfig
 from gateway.edge.config import EdgeConfig
 from gateway.jobs.ids import REGION_PATTERN
 from reelkit.logs import LogSettings
@@ -314,6 +315,7 @@ class GatewayConfig(Settings):
     spool: SpoolConfig = Field(default=SpoolConfig(), description="Bytes on their way.")
     artifacts: ArtifactConfig = Field(default=ArtifactConfig(), description="Finished videos.")
     jobs: JobsConfig = Field(default=JobsConfig(), description="Job records.")
+    batches: BatchConfig = Field(default=BatchConfig(), description="Many videos in one request.")
     regions: RegionsConfig = Field(
         default=RegionsConfig(), description="Work that other regions do."
     )

@@ -9,12 +9,15 @@
     ├── PermissionDenied        a good token without the scope
     │   └── QuotaTooSmall       the tenant may never have this, however long it waits
     ├── VideoNotFound           no such video of this tenant
+    │   └── BatchNotFound       no such batch of this tenant
     ├── VideoDamaged            the bytes that are stored are not the video's
     ├── PictureFailed           no picture can be made of the video
     ├── OtherRegion             the id names another region, and its gateways alone know
+    │   └── BatchElsewhere      likewise of a batch
     ├── ModelNotFound           no such model is served here
     ├── IdempotencyConflict     the key was used with another request
     ├── NotFinished             bytes were asked for before the video is complete
+    │   ├── BatchNotFinished    a batch was to be deleted that goes on
     │   ├── VideoFailed         and they never will be: it failed
     │   └── VideoCancelled      likewise: it was cancelled
     ├── ResourceExhausted       a bound is reached: come back after retry_after_s
@@ -168,6 +171,22 @@ class OtherRegion(GatewayError):  # noqa: N818 - likewise
         self.region = region
 
 
+class BatchNotFound(VideoNotFound):
+    """No such batch of this tenant."""
+
+    code = "batch_not_found"
+
+
+class BatchElsewhere(OtherRegion):
+    """The id names another region as the batch's home."""
+
+    code = "batch_other_region"
+
+    def __init__(self, region: str) -> None:
+        super().__init__(region)
+        self.message = f"the batch lives in region {region}; ask a gateway there"
+
+
 class ModelNotFound(GatewayError):  # noqa: N818 - likewise
     """No ready node of this region serves such a model."""
 
@@ -184,6 +203,12 @@ class NotFinished(GatewayError):  # noqa: N818 - likewise
     """The bytes are not complete yet."""
 
     code = "not_finished"
+
+
+class BatchNotFinished(NotFinished):
+    """The batch has not ended: cancel it first."""
+
+    code = "batch_not_finished"
 
 
 class VideoFailed(NotFinished):

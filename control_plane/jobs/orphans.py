@@ -74,6 +74,16 @@ def orphans_of(
     return sorted(found, key=lambda orphan: orphan.job_id)[:MAX_TOLD]
 
 
+def owned_by(owner: Owner, jobs: Mapping[str, pb.JobRecord], *, prefix: str) -> list[pb.Orphan]:
+    """Those of an owner's whose ids begin with ``prefix``, the oldest first."""
+    found = [
+        pb.Orphan(job_id=job_id, tenant=record.tenant, epoch=record.epoch, owner_gateway=owner[0])
+        for job_id, record in jobs.items()
+        if job_id.startswith(prefix)
+    ]
+    return sorted(found, key=lambda orphan: orphan.job_id)[:MAX_TOLD]
+
+
 class LiveJobs:
     """The owners of all live jobs, as this replica reads them; filled by :meth:`apply`.
 
@@ -132,12 +142,24 @@ def _job_id(live_key: str) -> str:
 
 
 class OrphanWatchers:
-    """Serves WatchOrphans on this replica; the fleet's wake is theirs too."""
+    """Serves WatchOrphans on this replica; the fleet's wake is theirs too.
+
+    Args:
+        live: The live jobs.
+        others: What else has owners: batches.
+    """
 
     def __init__(
-        self, *, live: LiveJobs, fleet: FleetView, clock: Clock, heartbeat_s: float
+        self,
+        *,
+        live: LiveJobs,
+        others: LiveJobs,
+        fleet: FleetView,
+        clock: Clock,
+        heartbeat_s: float,
     ) -> None:
         self._live = live
+        self._others = others
         self._fleet = fleet
         self._clock = clock
         self._heartbeat_s = heartbeat_s
@@ -149,7 +171,19 @@ class OrphanWatchers:
 
     def orphans(self) -> Sequence[pb.Orphan]:
         """Those there are now."""
-        return orphans_of(self._live.owners, self._fleet.gateways)
+        gateways = list(self._fleet.gateways)
+        jobs = orphans_of(self._live.owners, gateways)
+        return [*jobs, *orphans_of(self._others.owners, gateways)]
+
+    def owned(self, owner: Owner, *, prefix: str) -> list[pb.Orphan]:
+        """What an owner has of what has not ended and is no job.
+
+        Raises:
+            NotReadyError: This replica has not read the store since it started.
+        """
+        if not self._others.loaded.is_set():
+            raise NotReadyError("this replica has not read the batches yet; try another")
+        return owned_by(owner, self._others.owners.get(owner, {}), prefix=prefix)
 
     async def serve(
         self, _request: pb.WatchOrphansRequest
@@ -162,6 +196,7 @@ class OrphanWatchers:
         try:
             async with asyncio.timeout(FIRST_READ_S):
                 await self._live.loaded.wait()
+                await self._others.loaded.wait()
                 await self._fleet.wait_until(1)
         except TimeoutError:
             raise NotReadyError("this replica has not read the jobs yet; try another") from None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from control_plane.calls import Observe
 from control_plane.fleet import FleetView
 from control_plane.jobs.book import JobBook
 from control_plane.jobs.orphans import LiveJobs, OrphanWatchers
-from control_plane.jobs.service import JobService, Observe, Policies, Supersede
+from control_plane.jobs.service import JobService, Policies, Supersede
 from control_plane.keys import Keys
 from control_plane.store.port import Store
 from control_plane.store.writer import FencedWriter
@@ -21,6 +22,8 @@ class Jobs:
     service: JobService
     book: JobBook
     live: LiveJobs
+    others: LiveJobs
+    """What else has owners."""
     watchers: OrphanWatchers
 
 
@@ -38,9 +41,12 @@ def make_jobs(
 ) -> Jobs:
     """The part for one region; ``observe`` is told of each call."""
     live = LiveJobs(on_change=fleet.wake)
-    watchers = OrphanWatchers(live=live, fleet=fleet, clock=clock, heartbeat_s=heartbeat_s)
+    others = LiveJobs(on_change=fleet.wake)
+    watchers = OrphanWatchers(
+        live=live, others=others, fleet=fleet, clock=clock, heartbeat_s=heartbeat_s
+    )
     book = JobBook(store=store, writer=writer, keys=keys, clock=clock)
     service = JobService(
         book=book, watchers=watchers, policies=policies, supersede=supersede, observe=observe
     )
-    return Jobs(service=service, book=book, live=live, watchers=watchers)
+    return Jobs(service=service, book=book, live=live, others=others, watchers=watchers)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
-import structlog
 from reelmesh.v1 import job_service_pb2 as pb
 from reelmesh.v1 import job_service_pb2_grpc as pb_grpc
 from reelmesh.v1 import tenant_pb2
 
+from control_plane.calls import (
+    MAX_PAGE,
+    Observe,
+    Req,
+    Resp,
+    answer,
+    check_count,
+    check_id,
+    check_text,
+)
 from control_plane.errors import ControlPlaneError, InvalidRequestError, abort
 from control_plane.jobs.assignments import KeyElsewhere
 from control_plane.jobs.book import JobBook
 from control_plane.jobs.orphans import OrphanWatchers
 from control_plane.jobs.quota import Limits, limits_of
-from control_plane.jobs.records import MAX_ID_CHARS, check
+from control_plane.jobs.records import check
 
-_log = structlog.get_logger("control_plane.jobs")
-
-MAX_PAGE: Final = 100
-MAX_KEY_CHARS: Final = 1024
 MAX_KEEP_S: Final = 366 * 24 * 3600
 
 SERVICE_NAME: Final = pb.DESCRIPTOR.services_by_name["JobService"].full_name
-
-Req = TypeVar("Req")
-Resp = TypeVar("Resp")
-Observe = Callable[[str, str], None]
 
 
 class Supersede(Protocol):
@@ -137,6 +138,10 @@ class JobService(pb_grpc.JobServiceServicer):
         except ControlPlaneError as error:
             await abort(context, error)
 
+    async def ListOwned(self, request: pb.ListOwnedRequest, context: Any) -> pb.ListOwnedResponse:  # noqa: N802 - as above
+        """See job_service.proto."""
+        return await self._answer("ListOwned", self._owned, request, context)
+
     async def _answer(
         self,
         method: str,
@@ -144,17 +149,7 @@ class JobService(pb_grpc.JobServiceServicer):
         request: Req,
         context: Any,
     ) -> Resp:
-        try:
-            response = await work(request)
-        except ControlPlaneError as error:
-            self._observe(method, error.code)
-            await abort(context, error)
-        except Exception:  # noqa: BLE001  # the process boundary, and it logs
-            self._observe(method, "INTERNAL")
-            _log.exception("call failed", method=method)
-            await abort(context, ControlPlaneError())
-        self._observe(method, "OK")
-        return response
+        return await answer(self._observe, method, work, request, context)
 
     # --- the calls ---
 
@@ -177,7 +172,7 @@ class JobService(pb_grpc.JobServiceServicer):
         return limits_of(self._policies.of(request.job.tenant))
 
     async def _get(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
-        _check_id("job_id", request.job_id)
+        check_id("job_id", request.job_id)
         return pb.GetJobResponse(job=await self._book.get(request.tenant, request.job_id))
 
     async def _find(self, request: pb.FindJobByKeyRequest) -> pb.FindJobByKeyResponse:
@@ -189,7 +184,7 @@ class JobService(pb_grpc.JobServiceServicer):
 
     async def _assign_key(self, request: pb.AssignKeyRequest) -> pb.AssignKeyResponse:
         for field in ("tenant", "idempotency_key", "region"):
-            _check_text(field, getattr(request, field))
+            check_text(field, getattr(request, field))
         _check_keep(request.keep_s)
         standing = await self._book.assign_key(
             request.tenant,
@@ -203,15 +198,15 @@ class JobService(pb_grpc.JobServiceServicer):
         return pb.AssignKeyResponse(job=standing)
 
     async def _supersede_job(self, request: pb.SupersedeJobRequest) -> pb.SupersedeJobResponse:
-        _check_id("job_id", request.job_id)
-        _check_text("tenant", request.tenant)
+        check_id("job_id", request.job_id)
+        check_text("tenant", request.tenant)
         _check_keep(request.keep_s)
         await self._supersede(request.tenant, request.job_id, keep_s=request.keep_s)
         return pb.SupersedeJobResponse()
 
     async def _claim(self, request: pb.ClaimJobRequest) -> pb.ClaimJobResponse:
         for field in ("job_id", "gateway_id", "incarnation"):
-            _check_id(field, getattr(request, field))
+            check_id(field, getattr(request, field))
         job, claimed = await self._book.claim(
             request.job_id,
             epoch=request.epoch,
@@ -226,11 +221,11 @@ class JobService(pb_grpc.JobServiceServicer):
         return pb.UpdateJobResponse(job=job, written=written)
 
     async def _delete(self, request: pb.DeleteJobRequest) -> pb.DeleteJobResponse:
-        _check_id("job_id", request.job_id)
+        check_id("job_id", request.job_id)
         return pb.DeleteJobResponse(job=await self._book.delete(request.tenant, request.job_id))
 
     async def _list(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
-        _check_count("page_size", request.page_size)
+        check_count("page_size", request.page_size)
         jobs, more = await self._book.list_page(
             request.tenant,
             limit=request.page_size,
@@ -240,9 +235,17 @@ class JobService(pb_grpc.JobServiceServicer):
         return pb.ListJobsResponse(jobs=jobs, more=more)
 
     async def _expired(self, request: pb.ListExpiredJobsRequest) -> pb.ListExpiredJobsResponse:
-        _check_count("limit", request.limit)
+        check_count("limit", request.limit)
         jobs = await self._book.expired(request.now.ToMilliseconds(), limit=request.limit)
         return pb.ListExpiredJobsResponse(jobs=jobs)
+
+    async def _owned(self, request: pb.ListOwnedRequest) -> pb.ListOwnedResponse:
+        for field in ("gateway_id", "incarnation", "prefix"):
+            check_id(field, getattr(request, field))
+        owned = self._watchers.owned(
+            (request.gateway_id, request.incarnation), prefix=request.prefix
+        )
+        return pb.ListOwnedResponse(owned=owned)
 
     async def _known(self, request: pb.KnownJobsRequest) -> pb.KnownJobsResponse:
         if len(request.job_ids) > MAX_PAGE:
@@ -253,19 +256,3 @@ class JobService(pb_grpc.JobServiceServicer):
 def _check_keep(keep_s: int) -> None:
     if not 1 <= keep_s <= MAX_KEEP_S:
         raise InvalidRequestError("keep_s", f"must be 1 to {MAX_KEEP_S}, not {keep_s}")
-
-
-def _check_text(field: str, value: str) -> None:
-    if not 1 <= len(value) <= MAX_KEY_CHARS:
-        raise InvalidRequestError(field, f"must have 1 to {MAX_KEY_CHARS} characters")
-
-
-def _check_id(field: str, value: str) -> None:
-    if not 1 <= len(value) <= MAX_ID_CHARS or "/" in value:
-        raise InvalidRequestError(field, f"must have 1 to {MAX_ID_CHARS} characters and no '/'")
-
-
-def _check_count(field: str, count: int) -> None:
-    if not 1 <= count <= MAX_PAGE:
-        nearest = min(max(count, 1), MAX_PAGE)
-        raise InvalidRequestError(field, f"must be 1 to {MAX_PAGE}, such as {nearest}, not {count}")

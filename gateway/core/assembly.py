@@ -72,6 +72,9 @@ class Core:
     policies: Policies
     lifetimes: Lifetimes
     sweeper: Sweeper
+    jobs: JobStore
+    artifacts: ArtifactStore
+    metrics: GatewayMetrics
     scope: TaskScope
     """Owns jobs and node streams; its failure is the gateway's."""
 
@@ -145,6 +148,9 @@ async def open_core(
             policies=ground.policies,
             lifetimes=lifetimes,
             sweeper=_sweeper(ground),
+            jobs=ground.jobs,
+            artifacts=ground.artifacts,
+            metrics=ground.metrics,
             scope=ground.scope,
         )
 

@@ -11,7 +11,7 @@ from reelmesh.v1 import job_service_pb2, video_pb2
 from gateway.errors import GatewayError, JobStoreAway
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
-from gateway.jobs.remote import CALL_TIMEOUT_S
+from gateway.jobs.replicas import CALL_TIMEOUT_S
 from gateway.jobs.store import TERMINAL_STATUSES
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope

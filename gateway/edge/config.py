@@ -17,6 +17,13 @@ class EdgeConfig(Settings):
         description="Largest HTTP body or gRPC request message. A prompt and a negative prompt of "
         "2,000 characters each are below 20 kB; larger bodies answer 413.",
     )
+    max_batch_bytes: int = Field(
+        default=8 * 1024 * 1024,
+        ge=1_024,
+        le=64 * 1024 * 1024,
+        description="Largest body of a batch over HTTP; over gRPC at most 4 MiB. 10,000 rows of "
+        "800 bytes fit.",
+    )
     keepalive_s: float = Field(
         default=15.0,
         gt=0,

@@ -66,12 +66,19 @@ ERROR_TABLE: Mapping[type[errors.GatewayError], ErrorRow] = MappingProxyType(
         errors.OtherRegion: ErrorRow(
             421, "The video lives in another region", grpc.StatusCode.NOT_FOUND
         ),
+        errors.BatchNotFound: ErrorRow(404, "No such batch", grpc.StatusCode.NOT_FOUND),
+        errors.BatchElsewhere: ErrorRow(
+            421, "The batch lives in another region", grpc.StatusCode.NOT_FOUND
+        ),
         errors.ModelNotFound: ErrorRow(404, "No such model", grpc.StatusCode.NOT_FOUND),
         errors.IdempotencyConflict: ErrorRow(
             422, "The idempotency key is in use", grpc.StatusCode.ALREADY_EXISTS
         ),
         errors.NotFinished: ErrorRow(
             409, "The video is not finished", grpc.StatusCode.FAILED_PRECONDITION
+        ),
+        errors.BatchNotFinished: ErrorRow(
+            409, "The batch has not ended", grpc.StatusCode.FAILED_PRECONDITION
         ),
         errors.VideoFailed: ErrorRow(
             409, "The video failed and has no content", grpc.StatusCode.FAILED_PRECONDITION

@@ -23,9 +23,12 @@ from reelmesh.v1 import video_service_pb2 as video_pb2
 
 from gateway.application import Caller, VideoApplication
 from gateway.auth.door import Door
+from gateway.batches.application import BatchApplication
 from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge.streams import closing
+from gateway.edge_grpc.batches import SERVICE as BATCH_SERVICE
+from gateway.edge_grpc.batches import BatchServicer
 from gateway.edge_grpc.health import HealthFromReadiness
 from gateway.edge_grpc.wrapper import GrpcEdge, Rpc
 from gateway.edge_grpc.writing import Write
@@ -73,12 +76,13 @@ def add_grpc_services(
     server: aio.Server,
     *,
     application: VideoApplication,
+    batches: BatchApplication,
     door: Door,
     metrics: EdgeMetrics,
     config: EdgeConfig,
     clock: Clock,
 ) -> None:
-    """Adds VideoService, FleetService, standard health and reflection to a server.
+    """Adds VideoService, BatchService, FleetService, standard health and reflection to a server.
 
     Call it before the server starts. Every RPC but health and reflection needs a
     token with the scope that :mod:`gateway.auth.access` names for it. Health says SERVING
@@ -95,10 +99,12 @@ def add_grpc_services(
         write_timeout_s=config.write_timeout_s,
     )
     names = []
-    for descriptor, servicer in (
+    servicers: tuple[tuple[ServiceDescriptor, object], ...] = (
         (video_pb2.DESCRIPTOR.services_by_name["VideoService"], _Videos(application)),
+        (BATCH_SERVICE, BatchServicer(batches, application)),
         (fleet_pb2.DESCRIPTOR.services_by_name["FleetService"], _Fleet(application)),
-    ):
+    )
+    for descriptor, servicer in servicers:
         names.append(descriptor.full_name)
         server.add_generic_rpc_handlers((_guarded_service(edge, descriptor, servicer),))
     health = HealthFromReadiness(
@@ -121,6 +127,8 @@ def _guarded_service(
             request=GetMessageClass(method.input_type),
             streaming=answer if method.server_streaming else None,
             unary=None if method.server_streaming else answer,
+            # A batch may be as large as a message; what it may hold is checked further in.
+            max_bytes=MAX_MESSAGE_BYTES if method.name == "SubmitBatch" else None,
         )
         handlers[method.name] = edge.handler(rpc)
     return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)

@@ -164,4 +164,6 @@ def _caller(identity: pb.PeerIdentity) -> Caller:
         subject=identity.subject,
         scopes=frozenset(identity.scopes),
         hops=identity.hops,
+        batch_id=identity.batch_id,
+        batch_keep_until_s=identity.batch_keep_until_s,
     )

@@ -50,6 +50,8 @@ class Rpc:
     request: type[Message]
     unary: Unary | None = None
     streaming: Streaming | None = None
+    max_bytes: int | None = None
+    """Largest request, where that is not as the others'."""
 
 
 class GrpcEdge:
@@ -79,7 +81,7 @@ class GrpcEdge:
         scope = access.required_scope(rpc.endpoint)
         if scope is None:
             raise access.UnlistedEndpoint(f"{rpc.endpoint} needs a scope in the access table")
-        decode = deserializer(rpc.request, max_bytes=self._max_message_bytes)
+        decode = deserializer(rpc.request, max_bytes=rpc.max_bytes or self._max_message_bytes)
         if rpc.streaming is not None:
             return grpc.unary_stream_rpc_method_handler(
                 self._guarded(rpc.endpoint, scope, self._answer_stream(rpc.streaming)),

@@ -21,8 +21,10 @@ from gateway import errors
 from gateway.application import VideoApplication
 from gateway.auth import access
 from gateway.auth.door import Door
+from gateway.batches.application import BatchApplication
 from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
+from gateway.edge_http.batches import BatchRoutes
 from gateway.edge_http.body import read_create_request
 from gateway.edge_http.content import send_content
 from gateway.edge_http.docs_page import page
@@ -37,6 +39,7 @@ from gateway.edge_http.openai_objects import (
     video_object,
 )
 from gateway.edge_http.openapi import document
+from gateway.edge_http.parameters import idempotency_key, page_size, violation
 from gateway.edge_http.problem import problem_of_status, problem_response
 from gateway.edge_http.server import http_runner, listen_http
 from gateway.edge_http.sse import stream_events
@@ -45,15 +48,13 @@ from reelkit.extras import DISTRIBUTION
 
 __all__ = ["build_http_app", "http_runner", "listen_http"]
 
-DEFAULT_PAGE = 20
-MAX_PAGE = 100
-_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,128}")
 _VIDEO_ID = re.compile(r"[A-Za-z0-9._~:-]{1,128}")
 
 
 def build_http_app(
     *,
     application: VideoApplication,
+    batches: BatchApplication,
     door: Door,
     metrics: EdgeMetrics,
     config: EdgeConfig,
@@ -73,6 +74,7 @@ def build_http_app(
     )
     app.on_response_prepare.append(_sign)
     routes = _Routes(application=application, metrics=metrics, config=config, clock=clock)
+    batch_routes = BatchRoutes(batches=batches, application=application, config=config)
     handlers: list[tuple[str, str, Handler]] = [
         ("POST", "/v1/videos", routes.create),
         ("GET", "/v1/videos", routes.list_page),
@@ -83,6 +85,7 @@ def build_http_app(
         ("GET", "/v1/videos/{video_id}/events", routes.events),
         ("POST", "/v1/videos/{video_id}/cancel", routes.cancel),
         ("POST", "/v1/videos/{video_id}/remix", routes.remix),
+        *batch_routes.handlers(),
         ("GET", "/v1/models", routes.models),
         ("GET", "/v1/models/{name}", routes.model),
         ("GET", "/v1/regions", routes.regions),
@@ -139,7 +142,7 @@ class _Routes:
         return await self._create(request, original=_video_id(request))
 
     async def _create(self, request: web.Request, *, original: str) -> web.StreamResponse:
-        key = _idempotency_key(request)
+        key = idempotency_key(request)
         wish = await read_create_request(request, timeout_s=self._config.body_timeout_s)
         if key:
             wish.options.idempotency_key = key
@@ -155,11 +158,11 @@ class _Routes:
     async def list_page(self, request: web.Request) -> web.StreamResponse:
         order = request.query.get("order", "desc")
         if order not in ("asc", "desc"):
-            raise _violation("order", "must be asc or desc", ("desc", "asc"))
+            raise violation("order", "must be asc or desc", ("desc", "asc"))
         try:
             videos, token = await self._application.list_page(
                 request[CALLER],
-                page_size=_page_size(request.query.get("limit")),
+                page_size=page_size(request.query.get("limit")),
                 page_token=request.query.get("after", ""),
                 oldest_first=order == "asc",
             )
@@ -258,29 +261,6 @@ def _video_id(request: web.Request) -> str:
     return video_id
 
 
-def _idempotency_key(request: web.Request) -> str:
-    key = request.headers.get("Idempotency-Key")
-    if key is None:
-        return ""
-    if not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise _violation(
-            "Idempotency-Key",
-            "must be 1 to 128 visible ASCII characters without spaces; leave it out for none",
-        )
-    return key
-
-
-def _page_size(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_PAGE
-    rule = f"must be a whole number, 1 to {MAX_PAGE}"
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise _violation("limit", rule)
-    if not 1 <= int(text) <= MAX_PAGE:
-        raise _violation("limit", rule, (str(min(max(int(text), 1), MAX_PAGE)),))
-    return int(text)
-
-
 def _in_list_words(error: errors.InvalidRequest) -> errors.InvalidRequest:
     names = {"page_size": "limit", "page_token": "after"}
     return errors.InvalidRequest(
@@ -289,7 +269,3 @@ def _in_list_words(error: errors.InvalidRequest) -> errors.InvalidRequest:
             for v in error.violations
         )
     )
-
-
-def _violation(field: str, message: str, nearest: tuple[str, ...] = ()) -> errors.InvalidRequest:
-    return errors.InvalidRequest((errors.FieldViolation(field, message, nearest),))

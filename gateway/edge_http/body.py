@@ -107,20 +107,26 @@ async def read_create_request(request: web.Request, *, timeout_s: float) -> Crea
         PayloadTooLarge: It is over the limit.
         web.HTTPException: 415 for another content type, 408 when it arrives too slowly.
     """
+    media_type = check_content_type(request, ACCEPTED)
+    body = await _read_body(request, timeout_s=timeout_s)
+    if media_type == "application/json":
+        return CreateRequest(parse_json(body), from_text=False)
+    return CreateRequest(await _parse_form(request, body), from_text=True)
+
+
+def check_content_type(request: web.Request, accepted: tuple[str, ...]) -> str:
+    """The body's media type; raises 415 where it is none of these, or is encoded."""
     media_type = request.content_type if "Content-Type" in request.headers else ""
-    if media_type not in ACCEPTED:
+    if media_type not in accepted:
         raise web.HTTPUnsupportedMediaType(
-            text=f"send Content-Type: {' or '.join(ACCEPTED)}",
-            headers={"Accept-Post": ", ".join(ACCEPTED)},
+            text=f"send Content-Type: {' or '.join(accepted)}",
+            headers={"Accept-Post": ", ".join(accepted)},
         )
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise web.HTTPUnsupportedMediaType(
             text="send the body without Content-Encoding", headers={"Accept-Encoding": "identity"}
         )
-    body = await _read_body(request, timeout_s=timeout_s)
-    if media_type == "application/json":
-        return CreateRequest(parse_json(body), from_text=False)
-    return CreateRequest(await _parse_form(request, body), from_text=True)
+    return media_type
 
 
 async def _read_body(request: web.Request, *, timeout_s: float) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from gateway.auth import access
 from gateway.edge_http.fields import FIELDS, CreateField, Kind
+from gateway.edge_http.openapi_batches import SUBMISSIONS, batch_operations
+from gateway.edge_http.openapi_parts import KEY, Json, header, operation_of, query, ref
 from gateway.edge_http.schemas import SCHEMAS
-
-Json = dict[str, Any]
 
 ABOUT: Final = (
     "Text to video. The routes under /v1/videos are OpenAI's, so that its clients work "
@@ -29,22 +29,6 @@ _VIDEO_ID: Final[Json] = {
     "description": "As the answer to the create, or the list, has it.",
     "schema": {"type": "string"},
 }
-_PROBLEMS: Final = {
-    "400": "The request breaks a rule; `errors` names each field and the nearest valid values.",
-    "401": "There is no token, or it does not hold.",
-    "403": "The token lacks the scope.",
-    "404": "There is no such video, model or route of this tenant.",
-    "409": "The video is not finished, or has ended without content.",
-    "413": "The body is too large.",
-    "415": "The body is neither JSON nor multipart/form-data.",
-    "416": "The range lies outside the video.",
-    "421": "The video lives in another region, which this gateway does not know.",
-    "422": "The idempotency key was used with another request.",
-    "500": "What is stored is damaged, or no picture can be made of it; a retry does not help.",
-    "429": "A limit is reached; Retry-After says when to come back.",
-    "503": "The region cannot serve now; Retry-After says when to come back.",
-}
-_ALWAYS: Final = ("401", "403", "429", "503")
 
 
 def document(*, version: str) -> Json:
@@ -68,7 +52,7 @@ def document(*, version: str) -> Json:
         "info": {"title": "Reelmesh", "version": version, "description": ABOUT},
         "paths": paths,
         "components": {
-            "schemas": {**SCHEMAS, "CreateVideo": _create_schema()},
+            "schemas": {**SCHEMAS, "CreateVideo": _create_schema(), **SUBMISSIONS},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
             },
@@ -78,31 +62,38 @@ def document(*, version: str) -> Json:
 
 def _operations() -> dict[str, Json]:
     """By endpoint, as the access table names them."""
-    return {**_of_videos(), **_of_one_video(), **_of_its_bytes(), **_of_the_mesh(), **_open_ones()}
+    return {
+        **_of_videos(),
+        **_of_one_video(),
+        **_of_its_bytes(),
+        **batch_operations(),
+        **_of_the_mesh(),
+        **_open_ones(),
+    }
 
 
 def _of_videos() -> dict[str, Json]:
-    key = _header("Idempotency-Key", _KEY, "[!-~]{1,128}")
+    key = header("Idempotency-Key", KEY, "[!-~]{1,128}")
     return {
-        "POST /v1/videos": _operation(
+        "POST /v1/videos": operation_of(
             "createVideo",
             "Create a video",
             "Answers at once; the video is made in the background, and runs on when nobody "
             "watches. The same Idempotency-Key and body again answer the same video.",
-            ok=_ref("Video"),
+            ok=ref("Video"),
             parameters=[key],
             body=_BODY,
             errors=("400", "413", "415", "422"),
         ),
-        "GET /v1/videos": _operation(
+        "GET /v1/videos": operation_of(
             "listVideos",
             "List videos",
             "This region's, the newest first.",
-            ok=_ref("VideoList"),
+            ok=ref("VideoList"),
             parameters=[
-                _query("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "20 without."),
-                _query("after", {"type": "string"}, "The last id of the page before."),
-                _query("order", {"enum": ["asc", "desc"]}, "By age; desc without."),
+                query("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "20 without."),
+                query("after", {"type": "string"}, "The last id of the page before."),
+                query("order", {"enum": ["asc", "desc"]}, "By age; desc without."),
             ],
             errors=("400",),
         ),
@@ -110,9 +101,9 @@ def _of_videos() -> dict[str, Json]:
 
 
 def _of_one_video() -> dict[str, Json]:
-    video = _ref("Video")
+    video = ref("Video")
     return {
-        "GET /v1/videos/{video_id}": _operation(
+        "GET /v1/videos/{video_id}": operation_of(
             "getVideo",
             "Get a video",
             "Its state, its settings as they were resolved, and its result.",
@@ -120,26 +111,26 @@ def _of_one_video() -> dict[str, Json]:
             parameters=[_VIDEO_ID],
             errors=("404", "421"),
         ),
-        "DELETE /v1/videos/{video_id}": _operation(
+        "DELETE /v1/videos/{video_id}": operation_of(
             "deleteVideo",
             "Delete a video",
             "With its bytes; one that runs is cancelled first.",
-            ok=_ref("DeletedVideo"),
+            ok=ref("DeletedVideo"),
             parameters=[_VIDEO_ID],
             errors=("404", "421"),
         ),
-        "POST /v1/videos/{video_id}/remix": _operation(
+        "POST /v1/videos/{video_id}/remix": operation_of(
             "remixVideo",
             "Remix a video",
             "Another video with a new prompt and the settings of this one, its seed too, which may "
             "have ended in any way. Fields beside the prompt replace its settings. The model is "
             "the one of that name, in the version that is served now.",
             ok=video,
-            parameters=[_VIDEO_ID, _header("Idempotency-Key", _KEY, "[!-~]{1,128}")],
+            parameters=[_VIDEO_ID, header("Idempotency-Key", KEY, "[!-~]{1,128}")],
             body=_BODY,
             errors=("400", "404", "413", "415", "421", "422"),
         ),
-        "POST /v1/videos/{video_id}/cancel": _operation(
+        "POST /v1/videos/{video_id}/cancel": operation_of(
             "cancelVideo",
             "Cancel a video",
             "The device stops within a step. One that has ended stays what it is.",
@@ -153,7 +144,7 @@ def _of_one_video() -> dict[str, Json]:
 def _of_its_bytes() -> dict[str, Json]:
     return {
         "GET /v1/videos/{video_id}/content": _with_content(
-            _operation(
+            operation_of(
                 "downloadVideo",
                 "Download a video",
                 "The MP4 or a picture of it, whole or one range of it. Its ETag is the sha256. A "
@@ -161,33 +152,33 @@ def _of_its_bytes() -> dict[str, Json]:
                 ok=None,
                 parameters=[
                     _VIDEO_ID,
-                    _query(
+                    query(
                         "variant",
                         {"enum": ["video", "thumbnail", "spritesheet"]},
                         "thumbnail: the frame in the middle; spritesheet: up to 16 frames from "
                         "first to last, four in a row. Both are JPEGs.",
                     ),
-                    _query(
+                    query(
                         "follow",
                         {"enum": ["0", "1"]},
                         "1: a video that is not finished is sent as it is drawn. Where its bytes "
                         "become void, as when another node begins anew, the connection is reset.",
                     ),
-                    _query(
+                    query(
                         "link",
                         {"enum": ["0", "1"]},
                         "1: a JSON object with a URL of the object store, which holds for some "
                         "minutes, and the sha256; where the operators allow that.",
                     ),
-                    _query("redirect", {"enum": ["0", "1"]}, "1: sent there, by 302."),
-                    _header("Range", "One range of bytes."),
-                    _header("If-None-Match", "Answers 304 where it is the ETag."),
+                    query("redirect", {"enum": ["0", "1"]}, "1: sent there, by 302."),
+                    header("Range", "One range of bytes."),
+                    header("If-None-Match", "Answers 304 where it is the ETag."),
                 ],
                 errors=("400", "404", "409", "416", "421", "500"),
             )
         ),
         "GET /v1/videos/{video_id}/events": _with_events(
-            _operation(
+            operation_of(
                 "watchVideo",
                 "Watch a video",
                 "Server-sent events until the end. An event's id is where to go on: a browser "
@@ -195,9 +186,9 @@ def _of_its_bytes() -> dict[str, Json]:
                 ok=None,
                 parameters=[
                     _VIDEO_ID,
-                    _header("Last-Event-ID", "The id of the last event that was seen.", "[0-9]+"),
-                    _query("after_seq", {"type": "integer", "minimum": 0}, "The same."),
-                    _query("chunks", {"enum": ["0", "1"]}, "1: with the bytes, as base64."),
+                    header("Last-Event-ID", "The id of the last event that was seen.", "[0-9]+"),
+                    query("after_seq", {"type": "integer", "minimum": 0}, "The same."),
+                    query("chunks", {"enum": ["0", "1"]}, "1: with the bytes, as base64."),
                 ],
                 errors=("400", "404", "421"),
             )
@@ -207,14 +198,14 @@ def _of_its_bytes() -> dict[str, Json]:
 
 def _of_the_mesh() -> dict[str, Json]:
     return {
-        "GET /v1/models": _operation(
-            "listModels", "List models", "With what each can do.", ok=_ref("ModelList")
+        "GET /v1/models": operation_of(
+            "listModels", "List models", "With what each can do.", ok=ref("ModelList")
         ),
-        "GET /v1/models/{name}": _operation(
+        "GET /v1/models/{name}": operation_of(
             "getModel",
             "Get a model",
             "By its name, or name@version.",
-            ok=_ref("Model"),
+            ok=ref("Model"),
             parameters=[
                 {
                     "name": "name",
@@ -226,17 +217,17 @@ def _of_the_mesh() -> dict[str, Json]:
             ],
             errors=("404",),
         ),
-        "GET /v1/regions": _operation(
-            "listRegions", "List regions", "As this gateway knows them.", ok=_ref("RegionList")
+        "GET /v1/regions": operation_of(
+            "listRegions", "List regions", "As this gateway knows them.", ok=ref("RegionList")
         ),
     }
 
 
 def _open_ones() -> dict[str, Json]:
     return {
-        "GET /healthz": _open("health", "Whether the process lives", _ref("State")),
+        "GET /healthz": _open("health", "Whether the process lives", ref("State")),
         "GET /readyz": _open(
-            "readiness", "Whether the region should receive traffic", _ref("State"), "503"
+            "readiness", "Whether the region should receive traffic", ref("State"), "503"
         ),
         "GET /metrics": _open("metrics", "Figures for Prometheus", None),
         "GET /openapi.json": _open("openapi", "This document", {"type": "object"}),
@@ -244,10 +235,6 @@ def _open_ones() -> dict[str, Json]:
     }
 
 
-_KEY: Final = (
-    "Of the caller's own choosing, for a request that may be repeated: 1 to 128 visible ASCII "
-    "characters. It belongs to the tenant."
-)
 _BODY: Final[Json] = {
     "required": True,
     "content": {
@@ -255,36 +242,6 @@ _BODY: Final[Json] = {
         for kind in ("application/json", "multipart/form-data")
     },
 }
-
-
-def _operation(
-    name: str,
-    summary: str,
-    description: str,
-    *,
-    ok: Json | None,
-    parameters: list[Json] | None = None,
-    body: Json | None = None,
-    errors: tuple[str, ...] = (),
-) -> Json:
-    answers: dict[str, Json] = {"200": {"description": "Done."}}
-    if ok is not None:
-        answers["200"]["content"] = {"application/json": {"schema": ok}}
-    for status in sorted({*errors, *_ALWAYS}):
-        answers[status] = {
-            "description": _PROBLEMS[status],
-            "content": {"application/problem+json": {"schema": _ref("Problem")}},
-        }
-    operation: Json = {
-        "operationId": name,
-        "summary": summary,
-        "description": description,
-        "parameters": parameters or [],
-        "responses": answers,
-    }
-    if body is not None:
-        operation["requestBody"] = body
-    return operation
 
 
 def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
@@ -305,7 +262,7 @@ def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
 def _with_content(operation: Json) -> Json:
     binary = {"schema": {"type": "string", "format": "binary"}}
     video = {"video/mp4": binary, "image/jpeg": binary}
-    link = {"application/json": {"schema": _ref("VideoLink")}}
+    link = {"application/json": {"schema": ref("VideoLink")}}
     operation["responses"]["200"]["content"] = {**video, **link}
     operation["responses"]["302"] = {"description": "The store has it, at Location."}
     operation["responses"]["206"] = {"description": "The range.", "content": video}
@@ -336,18 +293,3 @@ def _property(field: CreateField) -> Json:
     if field.kind is Kind.WHOLE:
         schema["maximum"] = field.max_value
     return schema
-
-
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _header(name: str, about: str, pattern: str = "") -> Json:
-    schema: Json = {"type": "string"}
-    if pattern:
-        schema["pattern"] = f"^{pattern}$"
-    return {"name": name, "in": "header", "description": about, "schema": schema}
-
-
-def _query(name: str, schema: Json, about: str) -> Json:
-    return {"name": name, "in": "query", "description": about, "schema": schema}

@@ -15,8 +15,8 @@ from gateway.edge.error_table import PROBLEM_TYPE_PREFIX, row_for
 from gateway.edge_http.json_values import dumps
 
 PROBLEM_CONTENT_TYPE = "application/problem+json"
-# More wrong fields than this are not listed: an answer stays small.
-MAX_VIOLATIONS = 16
+# More wrong fields than this are not listed: an answer stays small. A batch tells of so many.
+MAX_VIOLATIONS = 101
 
 # What is said by status alone: code, title, and a detail for the bare case.
 _BY_STATUS: dict[int, tuple[str, str, str]] = {

@@ -102,7 +102,80 @@ _PROBLEM: Final = _object(
     about="RFC 9457 problem details.",
 )
 
+_BATCH: Final = _object(
+    {
+        "id": {**_TEXT, "description": "Its beginning names the region it lives in."},
+        "object": {"const": "batch"},
+        "status": {
+            "enum": [
+                "queued",
+                "in_progress",
+                "completed",
+                "failed",
+                "cancelling",
+                "cancelled",
+                "expired",
+            ]
+        },
+        "counts": _object(
+            {
+                name: {**_WHOLE, "minimum": 0}
+                for name in ("total", "queued", "running", "completed", "failed", "cancelled")
+            },
+            about="How many items are where; the last five add up to the first.",
+        ),
+        "created_at": _WHOLE,
+        "completed_at": _TIME,
+        "expires_at": _WHOLE,
+        "metadata": {"type": "object", "additionalProperties": _TEXT},
+        "region": _TEXT,
+        "priority": {"enum": ["interactive", "batch", None]},
+        "error": {"type": ["object", "null"]},
+        "durable": {"type": "boolean", "description": "Whether it outlives its gateway."},
+    },
+    about="Many videos under one record.",
+)
+_ITEM: Final = _object(
+    {
+        "object": {"const": "batch.item"},
+        "index": {**_WHOLE, "minimum": 0},
+        "custom_id": {"type": ["string", "null"]},
+        "prompt": _TEXT,
+        "status": {"enum": ["queued", "in_progress", "completed", "failed", "cancelled"]},
+        "video_id": {"type": ["string", "null"]},
+        "error": {"type": ["object", "null"]},
+        "content": {"type": ["string", "null"], "description": "Where its MP4 is."},
+        "sha256": {"type": ["string", "null"]},
+        "bytes": {"type": ["integer", "null"]},
+        "file": {"type": ["string", "null"], "description": "Its name in the zip."},
+    },
+    optional=("file",),
+)
+
 SCHEMAS: Final[Json] = {
+    "Batch": _BATCH,
+    "BatchList": _list_of(
+        "Batch",
+        first_id={"type": ["string", "null"]},
+        last_id={"type": ["string", "null"]},
+        has_more={"type": "boolean"},
+    ),
+    "BatchItem": _ITEM,
+    "BatchItemList": _list_of(
+        "BatchItem",
+        last_index={"type": ["integer", "null"]},
+        has_more={"type": "boolean"},
+    ),
+    "BatchResults": _object(
+        {
+            "object": {"const": "batch.results"},
+            "batch_id": _TEXT,
+            "data": {"type": "array", "items": {"$ref": "#/components/schemas/BatchItem"}},
+        }
+    ),
+    "DeletedBatch": _object(
+        {"id": _TEXT, "object": {"const": "batch.deleted"}, "deleted": {"const": True}}
+    ),
     "Video": _VIDEO,
     "VideoList": _list_of(
         "Video",

@@ -131,5 +131,9 @@ class HomeJobs:
         rest = set(job_ids) - own
         return own | (await self._region.known(rest) if rest else set())
 
+    async def owned(self, owner: Owner, *, prefix: str) -> list[job_service_pb2.Orphan]:
+        """See :meth:`gateway.jobs.store.JobStore.owned`: the region's."""
+        return await self._region.owned(owner, prefix=prefix)
+
     async def _book_of(self, job_id: str) -> JobStore:
         return self._own if await self._own.known((job_id,)) else self._region

@@ -257,6 +257,10 @@ class MemoryJobStore:
         """See :meth:`JobStore.known`."""
         return {job_id for job_id in job_ids if job_id in self._records}
 
+    async def owned(self, owner: Owner, *, prefix: str) -> list[job_service_pb2.Orphan]:  # noqa: ARG002 - the port's
+        """See :meth:`JobStore.owned`: nothing, since all of it goes with this process."""
+        return []
+
 
 def _owner(record: job_service_pb2.JobRecord) -> tuple[str, str, int]:
     return record.owner_gateway, record.owner_incarnation, record.epoch

@@ -52,6 +52,7 @@ def new_record(
             durable=durable,
             priority=priority,
             remixed_from_video_id=options.remixed_from_video_id,
+            batch_id=caller.batch_id,
         ),
         tenant=caller.tenant,
         subject=caller.subject,
@@ -65,6 +66,8 @@ def new_record(
     _set_time(record.video.created_at, now_s)
     if options.HasField("deadline_s"):
         _set_time(record.deadline, now_s + options.deadline_s)
+    if caller.batch_keep_until_s:
+        _set_time(record.keep_until, caller.batch_keep_until_s)
     return record
 
 
@@ -144,7 +147,8 @@ def _ended(
     ended.video.status = status
     ended.video.attempts = len(record.attempts)
     _set_time(ended.video.completed_at, now_s)
-    _set_time(ended.video.expires_at, now_s + retention_s)
+    keep_until_s = record.keep_until.ToNanoseconds() / 1e9 if record.HasField("keep_until") else 0.0
+    _set_time(ended.video.expires_at, max(now_s + retention_s, keep_until_s))
     return ended
 
 

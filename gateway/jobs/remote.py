@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Final
 
 import grpc
 import structlog
@@ -26,6 +25,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.jobs.quota import job_limits
+from gateway.jobs.replicas import CALL_TIMEOUT_S, RETRY_AFTER_S, NoRecord, Replicas
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest
 from gateway.tenants import Policies, TenantPolicies
 from reelkit.clock import Clock
@@ -34,33 +34,11 @@ from reelkit.rpc_errors import details_of
 
 _log = structlog.get_logger("gateway.job_records")
 
-# A sound replica answers within milliseconds; one whose store is being elected in seconds.
-CALL_TIMEOUT_S: Final = 2.0
-# A replica that had this long and said nothing is not the one to ask next.
-_SLOW_S: Final = 0.25
-_PATIENCE_AWAY_S: Final = 1.0
-_FIRST_DELAY_S: Final = 0.05
-_MAX_DELAY_S: Final = 0.5
 _MAX_PAGE: Final = 100
-_RETRY_AFTER_S: Final = 1.0
-# What another replica, or the same one in a moment, may answer otherwise.
-_AGAIN: Final = frozenset(
-    (
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-        grpc.StatusCode.CANCELLED,
-    )
-)
 
 if TYPE_CHECKING:
     # Exists in the stubs alone.
     from reelmesh.v1.job_service_pb2_grpc import JobServiceAsyncStub
-
-T = TypeVar("T")
-Ask = Callable[["JobServiceAsyncStub", float], Awaitable[T]]
 
 
 class RemoteJobStore:
@@ -85,25 +63,26 @@ class RemoteJobStore:
         open_channel: Callable[[str], aio.Channel] = internal_channel,
         policies: Policies | None = None,
     ) -> None:
-        self._away = False
         self._policies = policies or TenantPolicies()
-        self._channels = [open_channel(endpoint) for endpoint in endpoints]
-        self._stubs: list[JobServiceAsyncStub] = [
-            JobServiceStub(channel) for channel in self._channels
-        ]
-        self._turn = 0
-        self._clock = clock
-        self._patience_s = patience_s
+        self._replicas: Replicas[JobServiceAsyncStub] = Replicas(
+            endpoints=endpoints,
+            stub_of=JobServiceStub,
+            told=_told,
+            clock=clock,
+            patience_s=patience_s,
+            open_channel=open_channel,
+        )
+        self._ask = self._replicas.ask
+        self._find = self._replicas.find
 
     @property
     def away(self) -> bool:
         """Whether the last call found no replica that could answer."""
-        return self._away
+        return self._replicas.away
 
     async def close(self) -> None:
         """Closes the channels."""
-        for channel in self._channels:
-            await channel.close()
+        await self._replicas.close()
 
     @property
     def durable(self) -> bool:
@@ -157,10 +136,10 @@ class RemoteJobStore:
         request = pb.SupersedeJobRequest(tenant=tenant, job_id=job_id, keep_s=keep_s)
         # Of the global store: that it is away says nothing of the region's records.
         try:
-            await self._stubs[self._turn].SupersedeJob(request, timeout=CALL_TIMEOUT_S)
+            await self._replicas.next.SupersedeJob(request, timeout=CALL_TIMEOUT_S)
         except aio.AioRpcError as error:
             raise JobStoreAway(
-                f"nobody could be told ({error.code().name})", retry_after_s=_RETRY_AFTER_S
+                f"nobody could be told ({error.code().name})", retry_after_s=RETRY_AFTER_S
             ) from None
         return True
 
@@ -230,62 +209,18 @@ class RemoteJobStore:
             found.update(await self._known_page(ids[start : start + _MAX_PAGE]))
         return found
 
+    async def owned(self, owner: Owner, *, prefix: str) -> list[pb.Orphan]:
+        """See :meth:`gateway.jobs.store.JobStore.owned`."""
+        request = pb.ListOwnedRequest(
+            gateway_id=owner.gateway_id, incarnation=owner.incarnation, prefix=prefix
+        )
+        answer = await self._ask(lambda stub, limit_s: stub.ListOwned(request, timeout=limit_s))
+        return list(answer.owned)
+
     async def _known_page(self, ids: Sequence[str]) -> Sequence[str]:
         request = pb.KnownJobsRequest(job_ids=ids)
         answer = await self._ask(lambda stub, limit_s: stub.KnownJobs(request, timeout=limit_s))
         return answer.job_ids
-
-    async def _find(self, ask: Ask[T]) -> T | None:
-        """The answer, or None where there is no such record."""
-        try:
-            return await self._ask(ask)
-        except _NoRecord:
-            return None
-
-    async def _ask(self, ask: Ask[T]) -> T:
-        # Nobody waits long for records that were away a moment ago.
-        patience_s = min(_PATIENCE_AWAY_S, self._patience_s) if self._away else self._patience_s
-        give_up_s = self._clock.monotonic() + patience_s
-        delay_s, failures = _FIRST_DELAY_S, 0
-        while True:
-            asked_s, turn = self._clock.monotonic(), self._turn
-            limit_s = max(min(CALL_TIMEOUT_S, give_up_s - asked_s), 0.05)
-            try:
-                answer = await ask(self._stubs[turn], limit_s)
-            except aio.AioRpcError as error:
-                if error.code() not in _AGAIN:
-                    self._away = False
-                    raise _told(error) from None
-                self._pass_over(turn)
-                failures += 1
-            except asyncio.CancelledError:
-                if self._clock.monotonic() - asked_s >= _SLOW_S:
-                    # Whoever asked would wait no longer; the next one asks elsewhere.
-                    self._away = True
-                    self._pass_over(turn)
-                raise
-            else:
-                self._away = False
-                return answer
-            # Every replica once without a pause: the next one is sound where one died.
-            if failures >= len(self._stubs):
-                if self._clock.monotonic() + delay_s >= give_up_s:
-                    self._away = True
-                    raise JobStoreAway(
-                        "the region's job records cannot be written now; try again",
-                        retry_after_s=_RETRY_AFTER_S,
-                    )
-                await self._clock.sleep(delay_s)
-                delay_s = min(2 * delay_s, _MAX_DELAY_S)
-
-    def _pass_over(self, turn: int) -> None:
-        """The next call goes to another replica, unless one that failed too saw to that."""
-        if self._turn == turn:
-            self._turn = (turn + 1) % len(self._stubs)
-
-
-class _NoRecord(Exception):  # noqa: N818 - an answer, not a failure
-    """There is no such record of this tenant."""
 
 
 _QUOTAS: Final[dict[str, type[GatewayError]]] = {
@@ -300,12 +235,12 @@ def _told(error: aio.AioRpcError) -> Exception:
         return quota(error.details() or "", retry_after_s=details.retry_after_s)
     match error.code():
         case grpc.StatusCode.NOT_FOUND:
-            return _NoRecord()
+            return NoRecord()
         case grpc.StatusCode.FAILED_PRECONDITION:
             return NotFinished("the video has not ended; cancel it first")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return ResourceExhausted(
-                "the region's job records take no more now", retry_after_s=_RETRY_AFTER_S
+                "the region's job records take no more now", retry_after_s=RETRY_AFTER_S
             )
         case grpc.StatusCode.INVALID_ARGUMENT:
             # Whatever else a client can get wrong was checked before: its texts are too long.
@@ -313,7 +248,7 @@ def _told(error: aio.AioRpcError) -> Exception:
                 (FieldViolation("prompt", "is too long to be kept, with all else of the request"),)
             )
     _log.error("job records refused a call", code=error.code().name, details=error.details())
-    return Unavailable("the region's job records refused this", retry_after_s=_RETRY_AFTER_S)
+    return Unavailable("the region's job records refused this", retry_after_s=RETRY_AFTER_S)
 
 
 def _bare(record: pb.JobRecord) -> pb.JobRecord:

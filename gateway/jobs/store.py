@@ -146,6 +146,13 @@ class JobStore(Protocol):
         """Those of the ids that have a record, whatever their tenant."""
         ...
 
+    async def owned(self, owner: Owner, *, prefix: str) -> list[job_service_pb2.Orphan]:
+        """What an owner has of what has not ended, by the beginning of its id; some hundreds.
+
+        It may be a moment old. Empty where records do not outlive their owner.
+        """
+        ...
+
 
 def check_digest(standing: job_service_pb2.JobRecord, digest: str) -> None:
     """Makes sure that a key is used again with the same request.

@@ -1,6 +1,7 @@
 """Finished videos: bytes under attempt-unique keys in a folder or an object store.
 
-Key: ``videos/<video id>/<attempt ordinal>-<chance>.mp4``. Nobody ever writes a key
+Key: ``videos/<video id>/<attempt ordinal>-<chance>.mp4``; what batches are made of lies in
+``batches/<batch id>/``. Nobody ever writes a key
 twice, so a gateway that lost its job can spoil nothing. Any obstore URL will do
 (``s3://bucket/prefix``, ``gs://…``, ``file:///…``, ``memory:///``).
 
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 _log = structlog.get_logger("gateway.artifacts")
 
-_PREFIX: Final = "videos"
+VIDEOS: Final = "videos"
 _ENDING: Final = ".mp4"
 _MARKER_FOLDER: Final = "gateways"
 READ_PIECE_BYTES: Final = 256 * 1024
@@ -71,6 +72,7 @@ class StoredArtifact:
 
     key: str
     video_id: str
+    """Of the video, or of the batch, whose folder it is in."""
     modified_at_s: float
 
 
@@ -138,8 +140,8 @@ class ArtifactStore(Protocol):
         """
         ...
 
-    def listing(self) -> AsyncGenerator[list[StoredArtifact]]:
-        """Every artifact, some hundreds at a time, in no order.
+    def listing(self, folder: str = VIDEOS) -> AsyncGenerator[list[StoredArtifact]]:
+        """Every artifact under a folder, some hundreds at a time, in no order.
 
         Raises:
             ArtifactError: The store failed.
@@ -157,7 +159,7 @@ class ArtifactStore(Protocol):
 
 def artifact_key(video_id: str, attempt: int) -> str:
     """A key that nobody else will write."""
-    return f"{_PREFIX}/{video_id}/{attempt}-{secrets.token_hex(4)}{_ENDING}"
+    return f"{VIDEOS}/{video_id}/{attempt}-{secrets.token_hex(4)}{_ENDING}"
 
 
 PICTURE_ENDINGS: Final = {"thumbnail": ".thumbnail.jpg", "spritesheet": ".spritesheet.jpg"}
@@ -352,9 +354,9 @@ class ObstoreArtifacts:
         except ArtifactMissing:
             return
 
-    async def listing(self) -> AsyncGenerator[list[StoredArtifact]]:
+    async def listing(self, folder: str = VIDEOS) -> AsyncGenerator[list[StoredArtifact]]:
         """See :meth:`ArtifactStore.listing`."""
-        pages = obstore.list(self._store, prefix=_PREFIX, chunk_size=_LISTED_AT_ONCE)
+        pages = obstore.list(self._store, prefix=folder, chunk_size=_LISTED_AT_ONCE)
         while (page := await self._call(_next_page, pages)) is not None:
             yield page
 

@@ -247,6 +247,8 @@ class Peers:
             subject=caller.subject,
             scopes=sorted(caller.scopes),
             hops=self._hops,
+            batch_id=caller.batch_id,
+            batch_keep_until_s=caller.batch_keep_until_s,
         )
 
 

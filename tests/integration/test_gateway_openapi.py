@@ -75,6 +75,15 @@ async def test_what_is_answered_is_what_is_described(edges):
     models = await answer("GET", "/v1/models", "ModelList")
     await answer("GET", f"/v1/models/{models['data'][0]['id']}", "Model")
     await answer("GET", "/v1/regions", "RegionList")
+    batch = await answer("POST", "/v1/batches", "Batch", json={"items": [{"prompt": "a ball"}]})
+    path = f"/v1/batches/{batch['id']}"
+    await answer("GET", "/v1/batches", "BatchList")
+    while (await answer("GET", path, "Batch"))["status"] != "completed":  # noqa: ASYNC110 - of a server
+        await asyncio.sleep(0.02)
+    await answer("GET", f"{path}/items", "BatchItemList")
+    await answer("GET", f"{path}/results", "BatchResults")
+    await answer("POST", f"{path}/cancel", "Batch")
+    await answer("DELETE", path, "DeletedBatch")
     await answer("POST", f"/v1/videos/{made['id']}/cancel", "Video")
     await answer("DELETE", f"/v1/videos/{made['id']}", "DeletedVideo")
     await answer("GET", "/healthz", "State")

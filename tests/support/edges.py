@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp import web
 from grpc import aio
 from prometheus_client import CollectorRegistry
-from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
+from reelmesh.v1 import batch_service_pb2_grpc, fleet_service_pb2_grpc, video_service_pb2_grpc
 
 from gateway.application import VideoApplication
 from gateway.auth.config import AuthConfig, IssuerConfig, StrangerConfig
@@ -25,7 +25,9 @@ from gateway.edge_http.connections import Connections
 from gateway.fake_application import FakeApplication
 from reelkit.clock import SystemClock
 from reelkit.rpc import listen
+from reelkit.tasks import TaskScope
 from reelkit.tokens.sources import LoaderOf
+from tests.support.batches import batches_over
 from tests.support.certs import Identity
 from tests.support.tokens import TokenIssuer
 
@@ -46,6 +48,10 @@ class Edges:
     @property
     def videos(self):
         return video_service_pb2_grpc.VideoServiceStub(self.channel)
+
+    @property
+    def batches(self):
+        return batch_service_pb2_grpc.BatchServiceStub(self.channel)
 
     @property
     def fleet(self):
@@ -80,6 +86,17 @@ def _context(tls: Identity | None) -> ssl.SSLContext | None:
     return context
 
 
+def _auth(issuer: TokenIssuer, tmp_path: Path, jwks_url: str | None) -> AuthConfig:
+    keys = (
+        {"jwks_url": jwks_url}
+        if jwks_url
+        else {"jwks_file": issuer.write_jwks(tmp_path / "jwks.json")}
+    )
+    return AuthConfig(
+        issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, **keys),)
+    )
+
+
 @contextlib.asynccontextmanager
 async def serve_edges(
     tmp_path: Path,
@@ -96,19 +113,12 @@ async def serve_edges(
     clock = SystemClock()
     config = config or EdgeConfig()
     issuer = TokenIssuer()
-    keys = (
-        {"jwks_url": jwks_url}
-        if jwks_url
-        else {"jwks_file": issuer.write_jwks(tmp_path / "jwks.json")}
-    )
-    auth = AuthConfig(
-        issuers=(IssuerConfig(issuer=issuer.issuer, audience=issuer.audience, **keys),)
-    )
+    auth = _auth(issuer, tmp_path, jwks_url)
     verifier = TokenVerifier(auth, clock=clock, loader_of=loader_of)
     folder = tmp_path if files else None
     application = application or FakeApplication(clock=clock, hold=hold, folder=folder)
     registry = CollectorRegistry()
-    common = {
+    common: dict[str, Any] = {
         "application": application,
         "door": Door(verifier, strangers or auth.strangers, clock=clock),
         "metrics": EdgeMetrics(registry),
@@ -116,6 +126,9 @@ async def serve_edges(
         "clock": clock,
     }
     async with contextlib.AsyncExitStack() as stack:
+        scope = await stack.enter_async_context(TaskScope("edges"))
+        opened = await batches_over(application, scope=scope, clock=clock)
+        common["batches"] = opened.application
         server = aio.server(options=grpc_server_options(config))
         add_grpc_services(server, **common)
         grpc_port = listen(server, "127.0.0.1:0")

@@ -18,6 +18,7 @@ from reelmesh.v1 import job_service_pb2
 from control_plane.app import ControlPlaneApp
 from control_plane.store.memory import MemoryStore
 from gateway.app import GatewayApp, build_app
+from gateway.batches.remote import RemoteBatchStore
 from gateway.jobs.remote import RemoteJobStore
 from reelkit.clock import SystemClock
 from tests.support.controlplanes import running
@@ -82,13 +83,39 @@ class GatedJobs(RemoteJobStore):
         return await super().claim(job_id, epoch=epoch, owner=owner)
 
 
+class GatedBatches(RemoteBatchStore):
+    """The region's batch records, likewise."""
+
+    def __init__(self, *addresses: str, patience_s: float = ANSWER_S) -> None:
+        super().__init__(endpoints=addresses, clock=SystemClock(), patience_s=patience_s)
+        self.before_create, self.after_create = Gate(), Gate()
+        self.before_update = Gate()
+
+    async def create(self, record: Any) -> Any:
+        await self.before_create.passed()
+        answer = await super().create(record)
+        await self.after_create.passed()
+        return answer
+
+    async def update(self, record: Any) -> Any:
+        await self.before_update.passed()
+        return await super().update(record)
+
+
 class Member(Gateway):
     """One gateway of the region."""
 
-    def __init__(self, app: GatewayApp, jobs: GatedJobs, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self,
+        app: GatewayApp,
+        jobs: GatedJobs,
+        batches: GatedBatches,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
         super().__init__(app.core, CollectorRegistry())
         self.app = app
         self.jobs = jobs
+        self.batches = batches
         self.name = app.core.owner.gateway_id
         self._stack = stack
 
@@ -175,8 +202,13 @@ class GatewayRegion:
             patience_s=config.jobs.patience_s,
         )
         stack.push_async_callback(jobs.close)
-        app = await stack.enter_async_context(build_app(config, jobs=jobs))
-        member = Member(app, jobs, stack)
+        batches = GatedBatches(
+            *((endpoints,) if isinstance(endpoints, str) else endpoints),
+            patience_s=config.jobs.patience_s,
+        )
+        stack.push_async_callback(batches.close)
+        app = await stack.enter_async_context(build_app(config, jobs=jobs, batches=batches))
+        member = Member(app, jobs, batches, stack)
         if ready:
             await member.until(lambda: all(member.ready(node) for node in self.nodes))
             await member.until(lambda: member.core.gateways.heard)

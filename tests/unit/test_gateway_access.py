@@ -2,7 +2,7 @@
 
 import pytest
 from prometheus_client import CollectorRegistry
-from reelmesh.v1 import fleet_service_pb2, video_service_pb2
+from reelmesh.v1 import batch_service_pb2, fleet_service_pb2, video_service_pb2
 
 from gateway.application import Caller
 from gateway.auth import access
@@ -33,6 +33,7 @@ def edge_arguments():
     clock = ManualClock()
     return {
         "application": FakeApplication(clock=clock),
+        "batches": None,
         "door": None,
         "metrics": EdgeMetrics(CollectorRegistry()),
         "config": EdgeConfig(),
@@ -56,7 +57,11 @@ def test_the_table_and_what_is_served_are_the_same_set():
 
 
 def test_every_rpc_of_the_public_contracts_needs_a_scope():
-    for module, name in ((video_service_pb2, "VideoService"), (fleet_service_pb2, "FleetService")):
+    for module, name in (
+        (video_service_pb2, "VideoService"),
+        (batch_service_pb2, "BatchService"),
+        (fleet_service_pb2, "FleetService"),
+    ):
         service = module.DESCRIPTOR.services_by_name[name]
         for method in service.methods:
             assert access.required_scope(f"/{service.full_name}/{method.name}") is not None

@@ -35,7 +35,7 @@ def make(cls):
         return error
     if cls is errors.JobFailed:
         return cls("the worker died", job_code="worker_died", job_retryable=True)
-    if cls is errors.OtherRegion:
+    if issubclass(cls, errors.OtherRegion):
         return cls("eu")
     return cls("something", retry_after_s=2.2)
 
@@ -83,6 +83,7 @@ def test_the_base_itself_has_no_row_so_that_a_new_branch_needs_one():
 def test_create_can_never_answer_409():
     conflicts = {cls for cls, row in ERROR_TABLE.items() if row.http_status == 409}
     of_content = {errors.NotFinished, errors.VideoFailed, errors.VideoCancelled}
+    of_content.add(errors.BatchNotFinished)
     assert conflicts == {*of_content, errors.JobFailed}
 
 

@@ -77,6 +77,7 @@ class JobRecord(_message.Message):
     EXECUTION_KEY_FIELD_NUMBER: _builtins.int
     FOLLOWS_FIELD_NUMBER: _builtins.int
     WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    KEEP_UNTIL_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     subject: _builtins.str
     owner_gateway: _builtins.str
@@ -112,6 +113,10 @@ class JobRecord(_message.Message):
     def reservation(self) -> Global___QuotaReservation:
         """What it holds of its tenant's quota until it ends."""
 
+    @_builtins.property
+    def keep_until(self) -> _timestamp_pb2.Timestamp:
+        """An ended one is kept until then at least, as the batch that it belongs to is."""
+
     def __init__(
         self,
         *,
@@ -132,10 +137,11 @@ class JobRecord(_message.Message):
         execution_key: _builtins.str = ...,
         follows: _builtins.str = ...,
         webhook_url: _builtins.str = ...,
+        keep_until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "reservation", b"reservation", "video", b"video"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "keep_until", b"keep_until", "reservation", b"reservation", "video", b"video"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_key", b"artifact_key", "attempts", b"attempts", "deadline", b"deadline", "epoch", b"epoch", "execution_key", b"execution_key", "follows", b"follows", "idempotency_key", b"idempotency_key", "keep", b"keep", "owner_gateway", b"owner_gateway", "owner_incarnation", b"owner_incarnation", "request_digest", b"request_digest", "reservation", b"reservation", "revision", b"revision", "subject", b"subject", "tenant", b"tenant", "video", b"video", "webhook_url", b"webhook_url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_key", b"artifact_key", "attempts", b"attempts", "deadline", b"deadline", "epoch", b"epoch", "execution_key", b"execution_key", "follows", b"follows", "idempotency_key", b"idempotency_key", "keep", b"keep", "keep_until", b"keep_until", "owner_gateway", b"owner_gateway", "owner_incarnation", b"owner_incarnation", "request_digest", b"request_digest", "reservation", b"reservation", "revision", b"revision", "subject", b"subject", "tenant", b"tenant", "video", b"video", "webhook_url", b"webhook_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -778,6 +784,8 @@ Global___WatchOrphansRequest: _TypeAlias = WatchOrphansRequest  # noqa: Y015
 
 @_typing.final
 class Orphan(_message.Message):
+    """A live job, batch or webhook without an owner; the id tells which."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     JOB_ID_FIELD_NUMBER: _builtins.int
@@ -815,7 +823,7 @@ class WatchOrphansResponse(_message.Message):
     ORPHANS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def orphans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Orphan]:
-        """The oldest ones, 256 at most."""
+        """The oldest ones, 256 jobs and as many others at most."""
 
     def __init__(
         self,
@@ -829,3 +837,51 @@ class WatchOrphansResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchOrphansResponse: _TypeAlias = WatchOrphansResponse  # noqa: Y015
+
+@_typing.final
+class ListOwnedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    gateway_id: _builtins.str
+    incarnation: _builtins.str
+    prefix: _builtins.str
+    """What the ids begin with, such as "batch_"."""
+    def __init__(
+        self,
+        *,
+        gateway_id: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "incarnation", b"incarnation", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOwnedRequest: _TypeAlias = ListOwnedRequest  # noqa: Y015
+
+@_typing.final
+class ListOwnedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OWNED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___Orphan]:
+        """The oldest ones, 256 at most."""
+
+    def __init__(
+        self,
+        *,
+        owned: _abc.Iterable[Global___Orphan] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["owned", b"owned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListOwnedResponse: _TypeAlias = ListOwnedResponse  # noqa: Y015

@@ -97,6 +97,11 @@ class JobServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.FromString,
                 _registered_method=True)
+        self.ListOwned = channel.unary_unary(
+                '/reelmesh.v1.JobService/ListOwned',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListOwnedRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ListOwnedResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -195,6 +200,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOwned(self, request, context):
+        """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
+        read it: for an owner that may have missed the answer to a write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -257,6 +270,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchOrphans,
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.SerializeToString,
+            ),
+            'ListOwned': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOwned,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ListOwnedRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListOwnedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -586,6 +604,33 @@ class JobService:
             '/reelmesh.v1.JobService/WatchOrphans',
             reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.SerializeToString,
             reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOwned(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/ListOwned',
+            reelmesh_dot_v1_dot_job__service__pb2.ListOwnedRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.ListOwnedResponse.FromString,
             options,
             channel_credentials,
             insecure,

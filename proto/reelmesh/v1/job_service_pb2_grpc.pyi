@@ -71,6 +71,10 @@ class JobServiceStub:
     """Live jobs whose owner is no more: whole at first and after each change, and
     again every few seconds as proof that the stream lives.
     """
+    ListOwned: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListOwnedRequest, _job_service_pb2.ListOwnedResponse]
+    """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
+    read it: for an owner that may have missed the answer to a write.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -114,6 +118,10 @@ class JobServiceAsyncStub(JobServiceStub):
     WatchOrphans: _aio.UnaryStreamMultiCallable[_job_service_pb2.WatchOrphansRequest, _job_service_pb2.WatchOrphansResponse]  # type: ignore[assignment]
     """Live jobs whose owner is no more: whole at first and after each change, and
     again every few seconds as proof that the stream lives.
+    """
+    ListOwned: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListOwnedRequest, _job_service_pb2.ListOwnedResponse]  # type: ignore[assignment]
+    """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
+    read it: for an owner that may have missed the answer to a write.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -227,6 +235,16 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_job_service_pb2.WatchOrphansResponse], _abc.AsyncIterator[_job_service_pb2.WatchOrphansResponse]]:
         """Live jobs whose owner is no more: whole at first and after each change, and
         again every few seconds as proof that the stream lives.
+        """
+
+    @_abc_1.abstractmethod
+    def ListOwned(
+        self,
+        request: _job_service_pb2.ListOwnedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ListOwnedResponse, _abc.Awaitable[_job_service_pb2.ListOwnedResponse]]:
+        """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
+        read it: for an owner that may have missed the answer to a write.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

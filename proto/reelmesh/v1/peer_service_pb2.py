@@ -28,49 +28,49 @@ from reelmesh.v1 import video_pb2 as reelmesh_dot_v1_dot_video__pb2
 from reelmesh.v1 import video_service_pb2 as reelmesh_dot_v1_dot_video__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ereelmesh/v1/peer_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16reelmesh/v1/node.proto\x1a\x17reelmesh/v1/video.proto\x1a\x1freelmesh/v1/video_service.proto\"_\n\x0cPeerIdentity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08priority\x18\x04 \x01(\t\x12\x0c\n\x04hops\x18\x05 \x01(\r\"\xaa\x01\n\x16\x43reatePeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.VideoSpec\x12+\n\x07options\x18\x03 \x01(\x0b\x32\x1a.reelmesh.v1.CreateOptions\x12\x10\n\x08streamed\x18\x04 \x01(\x08\"<\n\x17\x43reatePeerVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"T\n\x13GetPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\"9\n\x14GetPeerVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"i\n\x15WatchPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x04\"@\n\x16WatchPeerVideoResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.VideoEvent\"W\n\x16\x43\x61ncelPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\"<\n\x17\x43\x61ncelPeerVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"W\n\x16\x44\x65letePeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\"\x19\n\x17\x44\x65letePeerVideoResponse\"\x95\x01\n\x18\x44ownloadPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12*\n\x07variant\x18\x04 \x01(\x0e\x32\x19.reelmesh.v1.VideoVariant\"d\n\x19\x44ownloadPeerVideoResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\"\x81\x01\n\x14LinkPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\x12*\n\x07variant\x18\x03 \x01(\x0e\x32\x19.reelmesh.v1.VideoVariant\"x\n\x15LinkPeerVideoResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x12\n\x10WatchLoadRequest\"\xc0\x01\n\tModelLoad\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x18\n\x10predicted_wait_s\x18\x02 \x01(\x01\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x18\n\x10units_per_second\x18\x04 \x01(\x01\x12#\n\x16predicted_batch_wait_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x19\n\x17_predicted_batch_wait_s\"q\n\x11WatchLoadResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12&\n\x06models\x18\x04 \x03(\x0b\x32\x16.reelmesh.v1.ModelLoad2\xe5\x05\n\x0bPeerService\x12\\\n\x0f\x43reatePeerVideo\x12#.reelmesh.v1.CreatePeerVideoRequest\x1a$.reelmesh.v1.CreatePeerVideoResponse\x12S\n\x0cGetPeerVideo\x12 .reelmesh.v1.GetPeerVideoRequest\x1a!.reelmesh.v1.GetPeerVideoResponse\x12[\n\x0eWatchPeerVideo\x12\".reelmesh.v1.WatchPeerVideoRequest\x1a#.reelmesh.v1.WatchPeerVideoResponse0\x01\x12\\\n\x0f\x43\x61ncelPeerVideo\x12#.reelmesh.v1.CancelPeerVideoRequest\x1a$.reelmesh.v1.CancelPeerVideoResponse\x12\\\n\x0f\x44\x65letePeerVideo\x12#.reelmesh.v1.DeletePeerVideoRequest\x1a$.reelmesh.v1.DeletePeerVideoResponse\x12\x64\n\x11\x44ownloadPeerVideo\x12%.reelmesh.v1.DownloadPeerVideoRequest\x1a&.reelmesh.v1.DownloadPeerVideoResponse0\x01\x12V\n\rLinkPeerVideo\x12!.reelmesh.v1.LinkPeerVideoRequest\x1a\".reelmesh.v1.LinkPeerVideoResponse\x12L\n\tWatchLoad\x12\x1d.reelmesh.v1.WatchLoadRequest\x1a\x1e.reelmesh.v1.WatchLoadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ereelmesh/v1/peer_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16reelmesh/v1/node.proto\x1a\x17reelmesh/v1/video.proto\x1a\x1freelmesh/v1/video_service.proto\"\x8d\x01\n\x0cPeerIdentity\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12\x10\n\x08priority\x18\x04 \x01(\t\x12\x0c\n\x04hops\x18\x05 \x01(\r\x12\x10\n\x08\x62\x61tch_id\x18\n \x01(\t\x12\x1a\n\x12\x62\x61tch_keep_until_s\x18\x0b \x01(\x01\"\xaa\x01\n\x16\x43reatePeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.VideoSpec\x12+\n\x07options\x18\x03 \x01(\x0b\x32\x1a.reelmesh.v1.CreateOptions\x12\x10\n\x08streamed\x18\x04 \x01(\x08\"<\n\x17\x43reatePeerVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"T\n\x13GetPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\"9\n\x14GetPeerVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"i\n\x15WatchPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\x12\x11\n\tafter_seq\x18\x03 \x01(\x04\"@\n\x16WatchPeerVideoResponse\x12&\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.VideoEvent\"W\n\x16\x43\x61ncelPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\"<\n\x17\x43\x61ncelPeerVideoResponse\x12!\n\x05video\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Video\"W\n\x16\x44\x65letePeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\"\x19\n\x17\x44\x65letePeerVideoResponse\"\x95\x01\n\x18\x44ownloadPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12*\n\x07variant\x18\x04 \x01(\x0e\x32\x19.reelmesh.v1.VideoVariant\"d\n\x19\x44ownloadPeerVideoResponse\x12\x13\n\x0btotal_bytes\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\"\x81\x01\n\x14LinkPeerVideoRequest\x12+\n\x08identity\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.PeerIdentity\x12\x10\n\x08video_id\x18\x02 \x01(\t\x12*\n\x07variant\x18\x03 \x01(\x0e\x32\x19.reelmesh.v1.VideoVariant\"x\n\x15LinkPeerVideoResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\x12\n\x10WatchLoadRequest\"\xc0\x01\n\tModelLoad\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.reelmesh.v1.ModelVersion\x12\x18\n\x10predicted_wait_s\x18\x02 \x01(\x01\x12\x15\n\rready_workers\x18\x03 \x01(\r\x12\x18\n\x10units_per_second\x18\x04 \x01(\x01\x12#\n\x16predicted_batch_wait_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x19\n\x17_predicted_batch_wait_s\"q\n\x11WatchLoadResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12&\n\x06models\x18\x04 \x03(\x0b\x32\x16.reelmesh.v1.ModelLoad2\xe5\x05\n\x0bPeerService\x12\\\n\x0f\x43reatePeerVideo\x12#.reelmesh.v1.CreatePeerVideoRequest\x1a$.reelmesh.v1.CreatePeerVideoResponse\x12S\n\x0cGetPeerVideo\x12 .reelmesh.v1.GetPeerVideoRequest\x1a!.reelmesh.v1.GetPeerVideoResponse\x12[\n\x0eWatchPeerVideo\x12\".reelmesh.v1.WatchPeerVideoRequest\x1a#.reelmesh.v1.WatchPeerVideoResponse0\x01\x12\\\n\x0f\x43\x61ncelPeerVideo\x12#.reelmesh.v1.CancelPeerVideoRequest\x1a$.reelmesh.v1.CancelPeerVideoResponse\x12\\\n\x0f\x44\x65letePeerVideo\x12#.reelmesh.v1.DeletePeerVideoRequest\x1a$.reelmesh.v1.DeletePeerVideoResponse\x12\x64\n\x11\x44ownloadPeerVideo\x12%.reelmesh.v1.DownloadPeerVideoRequest\x1a&.reelmesh.v1.DownloadPeerVideoResponse0\x01\x12V\n\rLinkPeerVideo\x12!.reelmesh.v1.LinkPeerVideoRequest\x1a\".reelmesh.v1.LinkPeerVideoResponse\x12L\n\tWatchLoad\x12\x1d.reelmesh.v1.WatchLoadRequest\x1a\x1e.reelmesh.v1.WatchLoadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.peer_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PEERIDENTITY']._serialized_start=162
-  _globals['_PEERIDENTITY']._serialized_end=257
-  _globals['_CREATEPEERVIDEOREQUEST']._serialized_start=260
-  _globals['_CREATEPEERVIDEOREQUEST']._serialized_end=430
-  _globals['_CREATEPEERVIDEORESPONSE']._serialized_start=432
-  _globals['_CREATEPEERVIDEORESPONSE']._serialized_end=492
-  _globals['_GETPEERVIDEOREQUEST']._serialized_start=494
-  _globals['_GETPEERVIDEOREQUEST']._serialized_end=578
-  _globals['_GETPEERVIDEORESPONSE']._serialized_start=580
-  _globals['_GETPEERVIDEORESPONSE']._serialized_end=637
-  _globals['_WATCHPEERVIDEOREQUEST']._serialized_start=639
-  _globals['_WATCHPEERVIDEOREQUEST']._serialized_end=744
-  _globals['_WATCHPEERVIDEORESPONSE']._serialized_start=746
-  _globals['_WATCHPEERVIDEORESPONSE']._serialized_end=810
-  _globals['_CANCELPEERVIDEOREQUEST']._serialized_start=812
-  _globals['_CANCELPEERVIDEOREQUEST']._serialized_end=899
-  _globals['_CANCELPEERVIDEORESPONSE']._serialized_start=901
-  _globals['_CANCELPEERVIDEORESPONSE']._serialized_end=961
-  _globals['_DELETEPEERVIDEOREQUEST']._serialized_start=963
-  _globals['_DELETEPEERVIDEOREQUEST']._serialized_end=1050
-  _globals['_DELETEPEERVIDEORESPONSE']._serialized_start=1052
-  _globals['_DELETEPEERVIDEORESPONSE']._serialized_end=1077
-  _globals['_DOWNLOADPEERVIDEOREQUEST']._serialized_start=1080
-  _globals['_DOWNLOADPEERVIDEOREQUEST']._serialized_end=1229
-  _globals['_DOWNLOADPEERVIDEORESPONSE']._serialized_start=1231
-  _globals['_DOWNLOADPEERVIDEORESPONSE']._serialized_end=1331
-  _globals['_LINKPEERVIDEOREQUEST']._serialized_start=1334
-  _globals['_LINKPEERVIDEOREQUEST']._serialized_end=1463
-  _globals['_LINKPEERVIDEORESPONSE']._serialized_start=1465
-  _globals['_LINKPEERVIDEORESPONSE']._serialized_end=1585
-  _globals['_WATCHLOADREQUEST']._serialized_start=1587
-  _globals['_WATCHLOADREQUEST']._serialized_end=1605
-  _globals['_MODELLOAD']._serialized_start=1608
-  _globals['_MODELLOAD']._serialized_end=1800
-  _globals['_WATCHLOADRESPONSE']._serialized_start=1802
-  _globals['_WATCHLOADRESPONSE']._serialized_end=1915
-  _globals['_PEERSERVICE']._serialized_start=1918
-  _globals['_PEERSERVICE']._serialized_end=2659
+  _globals['_PEERIDENTITY']._serialized_start=163
+  _globals['_PEERIDENTITY']._serialized_end=304
+  _globals['_CREATEPEERVIDEOREQUEST']._serialized_start=307
+  _globals['_CREATEPEERVIDEOREQUEST']._serialized_end=477
+  _globals['_CREATEPEERVIDEORESPONSE']._serialized_start=479
+  _globals['_CREATEPEERVIDEORESPONSE']._serialized_end=539
+  _globals['_GETPEERVIDEOREQUEST']._serialized_start=541
+  _globals['_GETPEERVIDEOREQUEST']._serialized_end=625
+  _globals['_GETPEERVIDEORESPONSE']._serialized_start=627
+  _globals['_GETPEERVIDEORESPONSE']._serialized_end=684
+  _globals['_WATCHPEERVIDEOREQUEST']._serialized_start=686
+  _globals['_WATCHPEERVIDEOREQUEST']._serialized_end=791
+  _globals['_WATCHPEERVIDEORESPONSE']._serialized_start=793
+  _globals['_WATCHPEERVIDEORESPONSE']._serialized_end=857
+  _globals['_CANCELPEERVIDEOREQUEST']._serialized_start=859
+  _globals['_CANCELPEERVIDEOREQUEST']._serialized_end=946
+  _globals['_CANCELPEERVIDEORESPONSE']._serialized_start=948
+  _globals['_CANCELPEERVIDEORESPONSE']._serialized_end=1008
+  _globals['_DELETEPEERVIDEOREQUEST']._serialized_start=1010
+  _globals['_DELETEPEERVIDEOREQUEST']._serialized_end=1097
+  _globals['_DELETEPEERVIDEORESPONSE']._serialized_start=1099
+  _globals['_DELETEPEERVIDEORESPONSE']._serialized_end=1124
+  _globals['_DOWNLOADPEERVIDEOREQUEST']._serialized_start=1127
+  _globals['_DOWNLOADPEERVIDEOREQUEST']._serialized_end=1276
+  _globals['_DOWNLOADPEERVIDEORESPONSE']._serialized_start=1278
+  _globals['_DOWNLOADPEERVIDEORESPONSE']._serialized_end=1378
+  _globals['_LINKPEERVIDEOREQUEST']._serialized_start=1381
+  _globals['_LINKPEERVIDEOREQUEST']._serialized_end=1510
+  _globals['_LINKPEERVIDEORESPONSE']._serialized_start=1512
+  _globals['_LINKPEERVIDEORESPONSE']._serialized_end=1632
+  _globals['_WATCHLOADREQUEST']._serialized_start=1634
+  _globals['_WATCHLOADREQUEST']._serialized_end=1652
+  _globals['_MODELLOAD']._serialized_start=1655
+  _globals['_MODELLOAD']._serialized_end=1847
+  _globals['_WATCHLOADRESPONSE']._serialized_start=1849
+  _globals['_WATCHLOADRESPONSE']._serialized_end=1962
+  _globals['_PEERSERVICE']._serialized_start=1965
+  _globals['_PEERSERVICE']._serialized_end=2706
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,8 @@ class PeerIdentity(_message.Message):
     SCOPES_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     HOPS_FIELD_NUMBER: _builtins.int
+    BATCH_ID_FIELD_NUMBER: _builtins.int
+    BATCH_KEEP_UNTIL_S_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     subject: _builtins.str
     priority: _builtins.str
@@ -40,6 +42,10 @@ class PeerIdentity(_message.Message):
     """1: from another region's gateway. 2: from a gateway of the same region, which
     asks for what is this one's own alone. More is refused.
     """
+    batch_id: _builtins.str
+    """The batch that the call is made for."""
+    batch_keep_until_s: _builtins.float
+    """As long as that may last, in seconds since 1970: its videos are kept until then."""
     @_builtins.property
     def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -50,10 +56,12 @@ class PeerIdentity(_message.Message):
         scopes: _abc.Iterable[_builtins.str] | None = ...,
         priority: _builtins.str = ...,
         hops: _builtins.int = ...,
+        batch_id: _builtins.str = ...,
+        batch_keep_until_s: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hops", b"hops", "priority", b"priority", "scopes", b"scopes", "subject", b"subject", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "batch_keep_until_s", b"batch_keep_until_s", "hops", b"hops", "priority", b"priority", "scopes", b"scopes", "subject", b"subject", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""The region's batches: their records, which any gateway may take over."""

@@ -1,0 +1,1 @@
+"""Batches: many videos under one record, made by whichever gateway owns it."""
