@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +13,8 @@ from control_plane.health.config import HealthSettings
 from control_plane.operator.config import OperatorSettings
 from control_plane.store.etcd import EtcdSettings
 from reelkit.logs import LogSettings
-from reelkit.mtls.config import MutualTlsSettings, refuse_plaintext
+from reelkit.loopback import is_loopback
+from reelkit.mtls.config import ALLOW_PLAINTEXT, MutualTlsSettings, refuse_plaintext
 from reelkit.settings import Address, Settings
 
 ENV_PREFIX = "REELMESH_CONTROL__"
@@ -131,8 +133,18 @@ class ControlPlaneConfig(Settings):
 
     @model_validator(mode="after")
     def _no_plain_text_between_hosts(self) -> Self:
-        if self.mtls is None and not self.allow_plaintext:
+        if self.allow_plaintext:
+            return self
+        if self.mtls is None:
             refuse_plaintext((("listen", self.listen),))
+        for field, etcd in (("etcd", self.etcd), ("global_etcd", self.global_etcd)):
+            for url in etcd.endpoints if etcd is not None else ():
+                if url.startswith("http://") and not is_loopback(urlsplit(url).netloc):
+                    raise ValueError(
+                        f"{field}.endpoints {url}: between hosts etcd is spoken to by https, with "
+                        f"{field}.ca, .cert and .key (docs/tls.md); or set {ALLOW_PLAINTEXT}: true "
+                        "where something else encrypts and checks who calls"
+                    )
         return self
 
     @field_validator("lease_ttl_s")

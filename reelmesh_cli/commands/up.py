@@ -32,6 +32,7 @@ everything; twice kills it.
   reelmesh up --model hf://org/name --manifest my.manifest.json
   reelmesh up --gateways-per-region 2 --control-planes-per-region 2 --nodes-per-region 2
   reelmesh up --etcd separate --etcd-members global=3
+  reelmesh up --tls            everything encrypted, by a private CA
   reelmesh up --restart        start a process again that died"""
 
 RegionsOption = Annotated[str, typer.Option(help="Comma list of regions.")]
@@ -85,6 +86,14 @@ def up(
             show_default=False,
         ),
     ] = "",
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls",
+            help="Encrypt everything, etcd included, with certificates of a private CA below "
+            "STATE_DIR/certs; clients find it in mesh.json.",
+        ),
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Restart what dies.")] = False,
     start_timeout: StartTimeoutOption = START_TIMEOUT_S,
     json_output: Annotated[
@@ -107,6 +116,7 @@ def up(
         control_planes_per_region=control_planes_per_region,
         etcd=etcd,
         etcd_members=etcd_members,
+        tls=tls,
     )
     raise typer.Exit(asyncio.run(_up(asked, as_json=json_output)))
 
@@ -137,6 +147,7 @@ def _summary(mesh: Mesh) -> dict[str, object]:
         "mesh": str(mesh.mesh_file),
         "endpoints": {name: each.grpc for name, each in regions.items()},
         "http": {name: each.http for name, each in regions.items()},
+        "ca": None if mesh.plan.ca is None else str(mesh.plan.ca),
     }
 
 
@@ -160,11 +171,14 @@ def _print_summary(mesh: Mesh) -> None:
     )
     console.out.print("In another terminal:\n", markup=False)
     token = f'$(python3 -c \'import json; print(json.load(open("{file}"))["tokens"]["user"])\')'
-    lines = (
+    ca = mesh.plan.ca
+    trust = "" if ca is None else "--cacert $REELMESH_CA "
+    lines = [
         f"  export REELMESH_ENDPOINTS={endpoints}",
         f"  export REELMESH_TOKEN={token}",
+        *([] if ca is None else [f"  export REELMESH_CA={ca}"]),
         '  reelmesh generate "a big red ball bouncing" -o ball.mp4',
-        f'  curl -H "Authorization: Bearer $REELMESH_TOKEN" {http}/v1/models',
-    )
+        f'  curl {trust}-H "Authorization: Bearer $REELMESH_TOKEN" {http}/v1/models',
+    ]
     for line in lines:
         console.out.print(line, markup=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reelkit.clock import Clock, SystemClock
 from reelmesh_cli.errors import UsageError
+from reelmesh_cli.mesh.certificates import issue, open_authorities
 from reelmesh_cli.mesh.keys import write_keys
 from reelmesh_cli.mesh.live_board import LiveBoard
 from reelmesh_cli.mesh.model import (
@@ -44,6 +45,7 @@ class LocalMesh:
     control_planes_per_region: int = 1
     etcd: str = "shared"
     etcd_members: str = ""
+    tls: bool = False
 
 
 @contextlib.asynccontextmanager
@@ -82,11 +84,15 @@ async def local_mesh(
             state_dir=folder,
             model_source=named[0] if named else await _model_without_a_name(folder, board),
             model_manifest=named[1] if named else None,
+            tls=asked.tls,
             threads=asked.threads or _fair_threads(len(regions) * asked.nodes_per_region),
         )
-        tokens = write_keys(folder / "keys", now=dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC))
+        now = dt.datetime.fromtimestamp(clock.wall(), tz=dt.UTC)
+        tokens = write_keys(folder / "keys", now=now)
         with free_ports() as ports:
             plan = plan_mesh(options, ports=ports, programs=programs)
+        open_authorities(plan.certificates, now=now)
+        issue(plan.certificates, now=now)
         board.expect(plan.processes)
         supervision = Supervision(restart=asked.restart, start_timeout_s=asked.start_timeout_s)
         async with run_mesh(

@@ -57,5 +57,5 @@ def mesh_document(
         "processes": processes,
         "etcd": list(plan.etcd_urls),
         "tokens": {"user": tokens.user, "operator": tokens.operator},
-        "ca": None,
+        "ca": None if plan.ca is None else str(plan.ca),
     }

@@ -8,19 +8,31 @@ from grpc import aio
 from reelmesh.v1 import node_pb2, node_service_pb2, node_service_pb2_grpc
 
 from reelkit.clock import Clock
-from reelkit.rpc import internal_channel
-from reelkit.tasks import retry_forever
+from reelkit.mtls.channels import Channels
+from reelkit.mtls.config import MutualTlsSettings
+from reelkit.mtls.identity import Role
+from reelkit.mtls.material import MutualTls
+from reelkit.tasks import TaskScope, retry_forever
 from reelmesh_cli.mesh.mesh_file import WorkerEntry
+from reelmesh_cli.mesh.topology import ProcessPlan
 
 OnStatus = Callable[[node_pb2.NodeStatus], None]
 
 
-async def watch_node(address: str, on_status: OnStatus, *, clock: Clock) -> None:
+async def watch_node(plan: ProcessPlan, on_status: OnStatus, *, clock: Clock) -> None:
     """Calls ``on_status`` with each status of the agent, also after it was started again.
 
     Runs until it is cancelled.
     """
-    async with internal_channel(address) as channel:
+    channels = _channels_of(plan, clock)
+    async with (
+        TaskScope(f"watch {plan.id}") as scope,
+        channels.open(
+            plan.address, role=Role.NODE, region=plan.region or "", id=plan.id
+        ) as channel,
+    ):
+        if plan.called_with is not None:
+            scope.spawn(channels.follow(), name="identity")
         stub = node_service_pb2_grpc.NodeServiceStub(channel)
 
         async def follow() -> None:
@@ -34,11 +46,19 @@ async def watch_node(address: str, on_status: OnStatus, *, clock: Clock) -> None
 
         await retry_forever(
             follow,
-            name=f"watch {address}",
+            name=f"watch {plan.address}",
             clock=clock,
             expected=(aio.AioRpcError,),
             max_delay_s=1.0,
         )
+
+
+def _channels_of(plan: ProcessPlan, clock: Clock) -> Channels:
+    files = plan.called_with
+    if files is None:
+        return Channels()
+    settings = MutualTlsSettings(ca_file=files.ca, cert_file=files.cert, key_file=files.key)
+    return Channels(MutualTls(settings, clock=clock))
 
 
 def live_workers(status: node_pb2.NodeStatus) -> tuple[WorkerEntry, ...]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from reelkit.mtls import identity
+from reelmesh_cli.mesh.certificates import UP, CertificateBook, TlsFiles
 from reelmesh_cli.mesh.topology import (
     AUDIENCE,
     DRAIN_S,
@@ -33,12 +35,12 @@ def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs)
     """
     parts = _Parts(options, ports, programs)
     processes = parts.etcd(GLOBAL)
-    shared = _urls(processes)
+    shared = parts.urls(processes)
     processes += parts.fork_server()
     regions = {}
     for name in options.regions:
         own = parts.etcd(name) if options.etcd == "separate" else []
-        etcd = _urls(own) or shared
+        etcd = parts.urls(own) or shared
         controls = [
             parts.control_plane(name, number, etcd=etcd, shared=shared)
             for number in range(options.control_planes_per_region)
@@ -66,20 +68,28 @@ def plan_mesh(options: MeshOptions, *, ports: Iterator[int], programs: Programs)
             ),
             etcd=etcd,
         )
-    return MeshPlan(options=options, etcd_urls=shared, regions=regions, processes=tuple(processes))
-
-
-def _urls(etcds: Sequence[ProcessPlan]) -> tuple[str, ...]:
-    return tuple(f"http://{each.address}" for each in etcds)
+    return MeshPlan(
+        options=options,
+        etcd_urls=shared,
+        regions=regions,
+        processes=tuple(processes),
+        certificates=parts.certificates.plans,
+        ca=parts.certificates.ca,
+    )
 
 
 class _Parts:
     """Makes the plans of single processes."""
 
     def __init__(self, options: MeshOptions, ports: Iterator[int], programs: Programs) -> None:
+        self.certificates = CertificateBook(options.state_dir, enabled=options.tls)
         self._options = options
         self._ports = ports
         self._programs = programs
+
+    def urls(self, etcds: Sequence[ProcessPlan]) -> tuple[str, ...]:
+        """Client URLs."""
+        return tuple(self.certificates.url(each.address) for each in etcds)
 
     def etcd(self, cluster: str) -> list[ProcessPlan]:
         """The members of a cluster."""
@@ -88,18 +98,18 @@ class _Parts:
             names = [f"etcd-{n}" for n in range(members)] if members > 1 else ["etcd"]
         else:
             names = [f"{cluster}-etcd-{number}" for number in range(members)]
-        peers = {name: f"http://{self._address()}" for name in names}
-        region = None if cluster == GLOBAL else cluster
-        return [self._member(name, peers, region) for name in names]
+        peers = {name: self.certificates.url(self._address()) for name in names}
+        return [self._member(name, peers, cluster) for name in names]
 
-    def _member(self, name: str, peers: dict[str, str], region: str | None) -> ProcessPlan:
+    def _member(self, name: str, peers: dict[str, str], cluster: str) -> ProcessPlan:
         address = self._address()
+        url = self.certificates.url(address)
         argv = (
             self._programs.etcd,
             f"--name={name}",
             f"--data-dir={self._options.state_dir / name}",
-            f"--listen-client-urls=http://{address}",
-            f"--advertise-client-urls=http://{address}",
+            f"--listen-client-urls={url}",
+            f"--advertise-client-urls={url}",
             f"--listen-peer-urls={peers[name]}",
             f"--initial-advertise-peer-urls={peers[name]}",
             "--initial-cluster=" + ",".join(f"{each}={url}" for each, url in peers.items()),
@@ -110,8 +120,19 @@ class _Parts:
             # moment for it.
             "--backend-batch-limit=1",
             "--log-level=warn",
+            *self.certificates.etcd_member(cluster, name),
         )
-        return ProcessPlan(role="etcd", region=region, id=name, argv=argv, address=address)
+        return ProcessPlan(
+            role="etcd",
+            region=None if cluster == GLOBAL else cluster,
+            id=name,
+            argv=argv,
+            address=address,
+            called_with=self._up(self.certificates.etcd_caller(cluster, UP)),
+        )
+
+    def _up(self, files: TlsFiles) -> TlsFiles | None:
+        return files if self.certificates.enabled else None
 
     def fork_server(self) -> list[ProcessPlan]:
         """One for all agents: several would each import the same libraries for six seconds."""
@@ -145,10 +166,23 @@ class _Parts:
             "listen": self._address(),
             "region": region,
             "replica_id": replica_id,
-            "etcd": {"endpoints": list(etcd)},
-            "global_etcd": {"endpoints": list(shared)},
-            "operator": {"listen": self._address(), "auth": {"issuers": [self._issuer()]}},
+            "etcd": {
+                "endpoints": list(etcd),
+                **self.certificates.etcd_client(
+                    GLOBAL if self._options.etcd == "shared" else region, replica_id
+                ),
+            },
+            "global_etcd": {
+                "endpoints": list(shared),
+                **self.certificates.etcd_client(GLOBAL, replica_id),
+            },
+            "operator": {
+                "listen": self._address(),
+                "auth": {"issuers": [self._issuer()]},
+                **self.certificates.public(replica_id),
+            },
             "drain_s": 1.0,
+            **self.certificates.mtls(identity.Role.CONTROL_PLANE, region, replica_id),
         }
         return self._module(
             "control-plane",
@@ -175,10 +209,11 @@ class _Parts:
             "control_plane": {"endpoints": list(controls)},
             "artifacts": {"url": str(folder / "artifacts" / region)},
             "drain_s": DRAIN_S,
+            **self.certificates.public(gateway_id),
+            **self.certificates.mtls(identity.Role.GATEWAY, region, gateway_id),
         }
-        return self._module(
-            "gateway", "gateway", gateway_id, region, config, grpc, {"http": f"http://{http}"}
-        )
+        addresses = {"http": self.certificates.url(http)}
+        return self._module("gateway", "gateway", gateway_id, region, config, grpc, addresses)
 
     def node(self, region: str, number: int, *, controls: Sequence[str]) -> ProcessPlan:
         """One node agent of a region."""
@@ -198,6 +233,7 @@ class _Parts:
                 **({"fork_server": str(fork)} if (fork := self._fork_socket()) else {}),
             },
             "drain_timeout_s": DRAIN_S,
+            **self.certificates.mtls(identity.Role.NODE, region, node_id),
         }
         return self._module("node-agent", "node_agent", node_id, region, config)
 
@@ -223,6 +259,7 @@ class _Parts:
             config_file=config_file,
             ready_file=ready_file,
             addresses=addresses or {},
+            called_with=self._up(self.certificates.part(identity.Role.OPERATOR, region, UP)),
         )
 
     def _issuer(self) -> dict[str, str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from reelmesh_cli.mesh.certificates import TlsFiles
 
 POLL_S = 0.1
 PROBE_TIMEOUT_S = 2.0
@@ -20,25 +23,39 @@ async def wait_for_file(path: Path) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def wait_for_etcd(address: str) -> None:
+async def wait_for_etcd(address: str, files: TlsFiles | None) -> None:
     """Returns once etcd says that it is healthy."""
+    context = None if files is None else context_of(files.ca, files)
+    url = f"{'http' if files is None else 'https'}://{address}/health"
     while True:
-        status, body = await asyncio.to_thread(_get, f"http://{address}/health")
+        status, body = await asyncio.to_thread(_get, url, context)
         if status == http.client.OK and '"true"' in body:
             return
         await asyncio.sleep(POLL_S)
 
 
-async def readiness(url: str) -> tuple[bool, str]:
+async def readiness(url: str, ca: Path | None) -> tuple[bool, str]:
     """Whether a gateway serves its region, and in its own words why not."""
-    status, body = await asyncio.to_thread(_get, f"{url}/readyz")
+    context = None if ca is None else context_of(ca)
+    status, body = await asyncio.to_thread(_get, f"{url}/readyz", context)
     return status == http.client.OK, _reason(body)
 
 
-def _get(url: str) -> tuple[int, str]:
+def context_of(ca: Path, shown: TlsFiles | None = None) -> ssl.SSLContext:
+    """What a caller over TLS believes and shows."""
+    context = ssl.create_default_context(cafile=ca)
+    if shown is not None:
+        context.load_cert_chain(shown.cert, shown.key)
+    return context
+
+
+def _get(url: str, context: ssl.SSLContext | None) -> tuple[int, str]:
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port, timeout=PROBE_TIMEOUT_S
+    host, port = parts.hostname or "", parts.port
+    connection = (
+        http.client.HTTPConnection(host, port, timeout=PROBE_TIMEOUT_S)
+        if context is None
+        else http.client.HTTPSConnection(host, port, timeout=PROBE_TIMEOUT_S, context=context)
     )
     try:
         connection.request("GET", parts.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from reelmesh.v1 import node_pb2
 from reelkit.clock import Clock
 from reelkit.files import write_atomic, write_json_atomic
 from reelkit.tasks import TaskScope, cancel_on_exit
-from reelmesh_cli.errors import MeshStartError
-from reelmesh_cli.mesh import node_watch, probes
+from reelmesh_cli.errors import MeshStartError, UsageError
+from reelmesh_cli.mesh import certificates, node_watch, probes
 from reelmesh_cli.mesh.board import Board
 from reelmesh_cli.mesh.keys import Tokens
 from reelmesh_cli.mesh.mesh_file import WorkerEntry, mesh_document
@@ -142,6 +143,8 @@ class Mesh:
             starting.result()
         self._serving = True
         self._write_mesh_file()
+        if self.plan.certificates:
+            self._scope.spawn(self._renew_certificates(), name="renew certificates")
 
     async def stop(self) -> None:
         """Stops every process, those that take work first; idempotent."""
@@ -188,7 +191,7 @@ class Mesh:
 
     async def _until_listening(self, plan: ProcessPlan) -> None:
         if plan.ready_file is None:
-            await probes.wait_for_etcd(plan.address)
+            await probes.wait_for_etcd(plan.address, plan.called_with)
         else:
             await probes.wait_for_file(plan.ready_file)
         self._listening.add(plan.id)
@@ -270,7 +273,7 @@ class Mesh:
 
     async def _until_serving(self, gateway: ProcessPlan) -> None:
         while True:
-            ready, reason = await probes.readiness(gateway.addresses["http"])
+            ready, reason = await probes.readiness(gateway.addresses["http"], self.plan.ca)
             self._say(gateway, "ready" if ready else f"waiting: {reason or 'not ready'}")
             if ready:
                 return
@@ -291,7 +294,17 @@ class Mesh:
                     self._write_mesh_file()
             self._changed.set()
 
-        await node_watch.watch_node(plan.address, on_status, clock=self._clock)
+        await node_watch.watch_node(plan, on_status, clock=self._clock)
+
+    async def _renew_certificates(self) -> None:
+        while True:
+            await self._clock.sleep(certificates.RENEW_EVERY_S)
+            now = dt.datetime.fromtimestamp(self._clock.wall(), tz=dt.UTC)
+            try:
+                await asyncio.to_thread(certificates.issue, self.plan.certificates, now=now)
+            except UsageError as error:
+                # Two thirds of their life are left to try again in.
+                self._board.warn(error.message)
 
     def _too_late(self) -> MeshStartError:
         waited_for = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from reelmesh_cli.errors import UsageError
+from reelmesh_cli.mesh.certificates import CertificatePlan, TlsFiles
 
 Role = Literal["etcd", "fork-server", "control-plane", "gateway", "node-agent"]
 EtcdLayout = Literal["shared", "separate"]
@@ -47,6 +48,8 @@ class MeshOptions:
     """Its ``model.manifest``, where the manifest lies apart from the weights."""
     threads: int
     """torch's threads in each worker; 0 leaves it to torch."""
+    tls: bool = False
+    """Everything is encrypted, and every part shows who it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,8 @@ class ProcessPlan:
     ready_file: Path | None = None
     addresses: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Its other addresses by their name in ``mesh.json``, such as ``http``."""
+    called_with: TlsFiles | None = None
+    """What ``reelmesh up`` shows and believes when it calls it; None: plain text."""
 
     @property
     def log(self) -> str:
@@ -106,6 +111,9 @@ class MeshPlan:
     """Of the etcd that all regions share."""
     regions: dict[str, RegionAddresses]
     processes: tuple[ProcessPlan, ...]
+    certificates: tuple[CertificatePlan, ...] = ()
+    ca: Path | None = None
+    """What clients and operators believe; None: they are spoken to in plain text."""
 
     def of_role(self, *roles: Role) -> tuple[ProcessPlan, ...]:
         """The processes of these roles, in the plan's order."""

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from control_plane.errors import StoreUnavailableError
 from reelkit.clock import Clock
-from reelkit.settings import Settings, blame_field
+from reelkit.settings import ConfigError, Settings, blame_field
 
 _log = structlog.get_logger("control_plane.store.connection")
 
@@ -51,7 +51,10 @@ class EtcdSettings(Settings):
         "more than one lets the control plane outlive a member.",
     )
     ca: Path | None = Field(
-        default=None, description="PEM file of the CA that signed the members' certificates."
+        default=None,
+        description="PEM file of the CA that signed the members' certificates; the system's by "
+        "default. Read again, as cert and key are, for each new connection: renewed files need no "
+        "restart.",
     )
     cert: Path | None = Field(
         default=None, description="PEM file of our client certificate; goes with key."
@@ -141,6 +144,7 @@ class Endpoints:
 
     def __init__(self, settings: EtcdSettings, *, clock: Clock) -> None:
         self._targets = [urlsplit(url).netloc for url in settings.endpoints]
+        self._settings = settings
         self._credentials = channel_credentials(settings)
         self._timeout_s = settings.request_timeout_s
         self._clock = clock
@@ -244,6 +248,11 @@ class Endpoints:
 
     def _open(self, index: int) -> Connection:
         target = self._targets[index]
+        try:
+            # A renewed certificate is taken by the next connection.
+            self._credentials = channel_credentials(self._settings)
+        except ConfigError as error:
+            _log.warning("certificate not taken; the last one serves on", reason=str(error))
         return Connection(open_channel(target, self._credentials), endpoint=target, index=index)
 
 

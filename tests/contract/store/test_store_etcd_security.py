@@ -13,7 +13,7 @@ from control_plane.store.port import Put
 from reelkit.settings import ConfigError, load_settings
 from tests.support.certs import Authority
 from tests.support.etcd import EtcdProcess
-from tests.support.stores import etcd_store, running_etcd, take_events
+from tests.support.stores import etcd_store, eventually, running_etcd, take_events
 
 TOKEN_TTL_S = 1
 
@@ -86,6 +86,48 @@ async def test_a_client_without_a_certificate_is_not_let_in(tls_etcd, authority)
     async with etcd_store(tls_etcd.endpoint, ca=authority.cert) as store:
         with pytest.raises(StoreUnavailableError):
             await store.get("/a")
+
+
+async def test_renewed_certificates_are_taken_without_a_restart(tmp_path, authority):
+    """etcd comes back with another authority's certificate, and demands such a one of us."""
+    stranger = Authority(tmp_path / "stranger")
+    files = {name: tmp_path / f"{name}.pem" for name in ("ca", "cert", "key")}
+    server = {name: tmp_path / f"server-{name}.pem" for name in ("ca", "cert", "key")}
+
+    def give(signer: Authority) -> None:
+        for place, name in ((files, "control"), (server, "etcd-server")):
+            identity = signer.issue(name)
+            place["ca"].write_bytes(signer.cert.read_bytes())
+            place["cert"].write_bytes(identity.cert.read_bytes())
+            place["key"].write_bytes(identity.key.read_bytes())
+
+    give(authority)
+    extra = (
+        f"--cert-file={server['cert']}",
+        f"--key-file={server['key']}",
+        f"--trusted-ca-file={server['ca']}",
+        "--client-cert-auth",
+    )
+    async with (
+        running_etcd(tmp_path, scheme="https", extra=extra) as etcd,
+        etcd_store(etcd.endpoint, **files) as store,
+    ):
+        await store.put("/a", b"1")
+        etcd.kill()
+        # While the files are being replaced, what was read last is what is tried.
+        files["ca"].unlink()
+        with pytest.raises(StoreUnavailableError):
+            await store.get("/a")
+        give(stranger)
+        await etcd.start()
+        await eventually(lambda: answers(store, b"1"))
+
+
+async def answers(store, value) -> bool:
+    try:
+        return (await store.get("/a")).value == value
+    except StoreUnavailableError:
+        return False
 
 
 # Users
