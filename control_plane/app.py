@@ -279,6 +279,7 @@ async def build_app(
             listening = operator_listener(
                 config.operator,
                 operators,
+                region=config.region,
                 revoked=regions.revocations.tokens,
                 clock=clock,
                 scope=scope,

@@ -32,9 +32,10 @@ class TlsSettings(Settings):
 class Certificate:
     """A certificate and its key, read when one of their files was written."""
 
-    def __init__(self, settings: TlsSettings) -> None:
+    def __init__(self, settings: TlsSettings, *, client_ca: Path | None = None) -> None:
         self._settings = settings
-        self._seen: tuple[int, int] | None = None
+        self._client_ca = client_ca
+        self._seen: tuple[int, ...] | None = None
 
     def changed(self) -> bool:
         """Whether a pair that fits is there which was not told of before.
@@ -44,12 +45,16 @@ class Certificate:
                 be written yet. It is told of when they do.
         """
         files = self._settings.cert_file, self._settings.key_file
-        seen = files[0].stat().st_mtime_ns, files[1].stat().st_mtime_ns
+        watched = files if self._client_ca is None else (*files, self._client_ca)
+        seen = tuple(file.stat().st_mtime_ns for file in watched)
         if seen == self._seen:
             return False
         # An error of ssl's is an OSError. A context of its own: one in use would be left
         # with the new certificate and the old key.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*files)
+        if self._client_ca is not None:
+            context.load_verify_locations(self._client_ca)
         self._seen = seen
         return True
 
@@ -57,27 +62,43 @@ class Certificate:
         """(key, certificate), as PEM."""
         return self._settings.key_file.read_bytes(), self._settings.cert_file.read_bytes()
 
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What a connection that is made now is shown."""
+        authorities = None if self._client_ca is None else self._client_ca.read_bytes()
+        return grpc.ssl_server_certificate_configuration(
+            [self.pair()], root_certificates=authorities
+        )
 
-def grpc_credentials(settings: TlsSettings) -> grpc.ServerCredentials:
+
+def grpc_credentials(
+    settings: TlsSettings, *, client_ca: Path | None = None
+) -> grpc.ServerCredentials:
     """Credentials that follow the files; grpc asks at each new connection.
+
+    Args:
+        settings: The certificate.
+        client_ca: Authorities of the certificates that callers must show; none by default.
 
     Raises:
         OSError: The files cannot be read, or do not fit one another.
     """
-    certificate = Certificate(settings)
+    certificate = Certificate(settings, client_ca=client_ca)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         try:
             if certificate.changed():
-                return grpc.ssl_server_certificate_configuration([certificate.pair()])
+                return certificate.configuration()
         except OSError as error:
             # The one in use serves on.
             _log.warning("certificate cannot be read again", error=str(error))
         return None
 
     certificate.changed()
-    first = grpc.ssl_server_certificate_configuration([certificate.pair()])
-    return grpc.dynamic_ssl_server_credentials(first, fetch)  # type: ignore[arg-type]  # None means: as before; the stubs do not know
+    return grpc.dynamic_ssl_server_credentials(
+        certificate.configuration(),
+        fetch,  # type: ignore[arg-type]  # None means: as before; the stubs do not know
+        require_client_authentication=client_ca is not None,
+    )
 
 
 class FollowedContext:

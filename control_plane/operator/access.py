@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from reelmesh.v1 import operator_service_pb2 as op
+
 from control_plane.errors import PermissionDeniedError
+from reelkit.mtls.access import COMMON, AccessTable, Rule, service_rules
+from reelkit.mtls.identity import Role
 
 
 class Scope(StrEnum):
@@ -54,6 +58,18 @@ ACCESS: Mapping[str, Scope] = MappingProxyType(
         "UnsetPrefetch": Scope.OPERATE,
     }
 )
+
+
+LISTENER_ACCESS: AccessTable = MappingProxyType(
+    {
+        **COMMON,
+        **service_rules(
+            op.DESCRIPTOR.services_by_name["OperatorService"].full_name,
+            dict.fromkeys(ACCESS, Rule(frozenset({Role.OPERATOR}), any_region=True)),
+        ),
+    }
+)
+"""Who may call at all, where callers show certificates; tokens come on top."""
 
 
 def required_scope(method: str) -> Scope:

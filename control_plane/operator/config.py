@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -38,6 +39,12 @@ class OperatorSettings(Settings):
     tls: TlsSettings | None = Field(
         default=None, description="The certificate; none: plain text, on loopback alone."
     )
+    client_ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities of operators' certificates. With it a caller "
+        "must also show one of role operator, spiffe://reelmesh/<region>/operator/<id>, of any "
+        "region; goes with tls. A token alone is enough by default.",
+    )
     auth: OperatorAuth | None = Field(
         default=None, description="Whose tokens hold; needed where listen is given."
     )
@@ -55,6 +62,8 @@ class OperatorSettings(Settings):
             return self
         if self.auth is None:
             raise ValueError("auth.issuers is needed where listen is given: nobody is let in")
+        if self.tls is None and self.client_ca_file is not None:
+            raise ValueError("client_ca_file: give tls.cert_file and tls.key_file too")
         if self.tls is None and not is_loopback(self.listen):
             raise ValueError(
                 f"listen {self.listen}: give tls.cert_file and tls.key_file, or listen on "

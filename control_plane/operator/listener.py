@@ -9,11 +9,13 @@ from typing import Final
 from grpc import aio
 from grpc_health.v1 import health, health_pb2_grpc
 
+from control_plane.operator.access import LISTENER_ACCESS
 from control_plane.operator.config import OperatorSettings
 from control_plane.operator.gate import TokenAuthenticator, guarded_service
 from control_plane.operator.service import OperatorService
 from reelkit import rpc
 from reelkit.clock import Clock
+from reelkit.mtls.guard import Guard
 from reelkit.settings import blame_field
 from reelkit.tasks import TaskScope
 from reelkit.tls import grpc_credentials
@@ -33,6 +35,7 @@ async def operator_listener(
     config: OperatorSettings,
     service: OperatorService,
     *,
+    region: str,
     revoked: RevokedTokens,
     clock: Clock,
     scope: TaskScope,
@@ -42,6 +45,7 @@ async def operator_listener(
     Args:
         config: Address, certificate and issuers.
         service: What is served.
+        region: Of this control plane.
         revoked: Tokens that hold no more.
         clock: For tokens' times.
         scope: Owns what reads keys again.
@@ -53,14 +57,17 @@ async def operator_listener(
         raise ValueError("operator.listen and operator.auth are needed")
     authenticator = TokenAuthenticator(config.auth, clock=clock, revoked=revoked)
     authenticator.follow_keys(scope)
-    server = aio.server(options=[*rpc.server_options(), *_LONG_TOKENS])
+    guard = Guard(
+        LISTENER_ACCESS, region=region, mutual=config.client_ca_file is not None, clock=clock
+    )
+    server = aio.server(options=[*rpc.server_options(), *_LONG_TOKENS], interceptors=[guard])
     server.add_generic_rpc_handlers((guarded_service(service, authenticator),))
     # Anybody may ask whether it serves: that is all there is to hear without a token.
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     credentials = None
     if config.tls is not None:
         with blame_field("operator.tls.cert_file", config.tls.cert_file):
-            credentials = grpc_credentials(config.tls)
+            credentials = grpc_credentials(config.tls, client_ca=config.client_ca_file)
     with blame_field("operator.listen", config.listen):
         port = rpc.listen(server, config.listen, credentials=credentials)
     await server.start()

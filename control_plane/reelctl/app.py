@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.reelctl.commands import gateway, model, node, region, tenant, token
+from control_plane.reelctl.commands import certs, gateway, model, node, region, tenant, token
 from control_plane.reelctl.errors import CtlError, StoppedError
 from control_plane.reelctl.output import print_error, say
 from reelkit.extras import DISTRIBUTION
@@ -25,6 +25,7 @@ HELP = """Look at a mesh and steer it: nodes, gateways, regions, tenants, models
   reelctl tenant set studio-7 --requests-per-second 5 --concurrent-jobs 20
   reelctl model register wan --version v2 --from s3://models/wan-v2 --key model.key
   reelctl token issue --keys ./keys --tenant studio-7 --subject alice
+  reelctl certs issue --ca ca --region ap --role node --id gpu-1 --out gpu-1
 
 The control plane is that of --endpoint and --token, else of REELCTL_ENDPOINT and
 REELCTL_TOKEN, else the mesh of --mesh, of REELMESH_STATE_DIR, or of mesh-state/mesh.json
@@ -67,6 +68,7 @@ app.add_typer(region.app, name="region")
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(token.app, name="token")
 app.add_typer(model.app, name="model")
+app.add_typer(certs.app, name="certs")
 
 
 def run(argv: Sequence[str] | None = None) -> int:

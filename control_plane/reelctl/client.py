@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -274,15 +275,11 @@ class OperatorClient:
         if self._target.ca is None and is_loopback(address):
             return grpc.insecure_channel(address)
         # Never in plain text over a network: the token would be read on the way.
-        roots = None
-        if self._target.ca is not None:
-            try:
-                roots = self._target.ca.read_bytes()
-            except OSError as error:
-                raise UsageError(
-                    f"--ca {self._target.ca}: cannot be read: {error.strerror}"
-                ) from None
-        return grpc.secure_channel(address, grpc.ssl_channel_credentials(roots))
+        target = self._target
+        credentials = grpc.ssl_channel_credentials(
+            _read("--ca", target.ca), _read("--key", target.key), _read("--cert", target.cert)
+        )
+        return grpc.secure_channel(address, credentials)
 
 
 @contextmanager
@@ -293,6 +290,15 @@ def connect(target: Target) -> Iterator[OperatorClient]:
         yield client
     finally:
         client.close()
+
+
+def _read(option: str, file: Path | None) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{option} {file}: cannot be read: {error.strerror}") from None
 
 
 def _told(error: Any, address: str) -> CtlError:
@@ -329,7 +335,9 @@ def _told(error: Any, address: str) -> CtlError:
     if code is grpc.StatusCode.UNAVAILABLE:
         return NoAnswerError(
             f"no control plane answers at {address}",
-            hint="is it up, and is this its operator.listen? over a network it has to speak TLS",
+            hint="is it up, and is this its operator.listen? over a network it has to speak TLS; "
+            "with TLS, name its authority with --ca, and where it wants one your certificate with "
+            "--cert and --key",
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return NoAnswerError(

@@ -67,6 +67,29 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "cert": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="PEM file of an operator's certificate, where the listener wants one "
+                "(operator.client_ca_file). (env: REELCTL_CERT)",
+                show_default=False,
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "key": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                help="PEM file of its key. (env: REELCTL_KEY)",
+                show_default=False,
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
     "timeout": (
         Annotated[
             float,
@@ -106,7 +129,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         target = find_target(
             timeout_s=given.pop("timeout"),
             region=given.get("region"),
-            **{name: given.pop(name) for name in ("endpoint", "token", "mesh", "ca")},
+            **{name: given.pop(name) for name in _OPTIONS if name != "timeout"},
         )
         try:
             with connect(target) as client:

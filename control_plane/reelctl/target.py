@@ -14,6 +14,8 @@ from control_plane.reelctl.errors import UsageError
 ENDPOINT_VARIABLE = "REELCTL_ENDPOINT"
 TOKEN_VARIABLE = "REELCTL_TOKEN"  # noqa: S105 - a variable's name
 CA_VARIABLE = "REELCTL_CA"
+CERT_VARIABLE = "REELCTL_CERT"
+KEY_VARIABLE = "REELCTL_KEY"
 STATE_DIR_VARIABLE = "REELMESH_STATE_DIR"
 DEFAULT_STATE_DIR = Path("mesh-state")
 DEFAULT_TIMEOUT_S = 5.0
@@ -35,6 +37,9 @@ class Target:
     sites: tuple[Site, ...]
     token: str = field(repr=False)
     ca: Path | None = None
+    cert: Path | None = None
+    """With its key, an operator's own certificate, where the listener wants one."""
+    key: Path | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
 
 
@@ -44,6 +49,8 @@ def find_target(
     token: str | None = None,
     mesh: Path | None = None,
     ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
     region: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
@@ -55,7 +62,9 @@ def find_target(
             where there are several regions.
         token: An operator's token.
         mesh: ``mesh.json`` of ``reelmesh up``, or its folder; it has a token too.
-        ca: PEM file of the authority of the endpoint's certificate.
+        ca: PEM file of the authority of the endpoint's certificate; the mesh's by default.
+        cert: PEM file of an operator's certificate.
+        key: PEM file of its key.
         region: Only this one of the regions.
         timeout_s: Seconds a call may take.
         environ: For tests; the process's own by default.
@@ -67,14 +76,16 @@ def find_target(
     if endpoint and mesh:
         raise UsageError("--endpoint and --mesh exclude one another: give one of them")
     token = token or env.get(TOKEN_VARIABLE, "").strip()
-    ca_name = env.get(CA_VARIABLE, "").strip()
-    ca = ca or (Path(ca_name) if ca_name else None)
+    ca = ca or _path(env, CA_VARIABLE)
+    cert, key = cert or _path(env, CERT_VARIABLE), key or _path(env, KEY_VARIABLE)
+    if (cert is None) != (key is None):
+        raise UsageError("--cert and --key go together: give both or neither")
     named = endpoint or ("" if mesh else env.get(ENDPOINT_VARIABLE, "").strip())
     if named:
         sites = parse_endpoints(named)
     else:
-        sites, meshs_token = _read_mesh(_mesh_file(mesh, env))
-        token = token or meshs_token
+        sites, meshs_token, meshs_ca = _read_mesh(_mesh_file(mesh, env))
+        token, ca = token or meshs_token, ca or meshs_ca
     if not token:
         raise UsageError(
             "there is no token",
@@ -83,7 +94,12 @@ def find_target(
         )
     if region:
         sites = _only(sites, region)
-    return Target(sites=sites, token=token, ca=ca, timeout_s=timeout_s)
+    return Target(sites=sites, token=token, ca=ca, cert=cert, key=key, timeout_s=timeout_s)
+
+
+def _path(env: Mapping[str, str], variable: str) -> Path | None:
+    name = env.get(variable, "").strip()
+    return Path(name) if name else None
 
 
 def parse_endpoints(text: str) -> tuple[Site, ...]:
@@ -127,11 +143,12 @@ def _mesh_file(mesh: Path | None, env: Mapping[str, str]) -> Path:
     return file
 
 
-def _read_mesh(file: Path) -> tuple[tuple[Site, ...], str]:
+def _read_mesh(file: Path) -> tuple[tuple[Site, ...], str, Path | None]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         regions: dict[str, Any] = dict(document["regions"])
         token = str(document.get("tokens", {}).get("operator", ""))
+        ca = document.get("ca")
         sites = tuple(
             Site(name, addresses)
             for name, region in regions.items()
@@ -146,7 +163,7 @@ def _read_mesh(file: Path) -> tuple[tuple[Site, ...], str]:
             f"{file}: names no operators' address",
             hint="the mesh was started by an older version: start it anew, or give --endpoint",
         )
-    return sites, token
+    return sites, token, Path(ca) if isinstance(ca, str) else None
 
 
 def _operator_addresses(region: Mapping[str, Any]) -> tuple[str, ...]:
