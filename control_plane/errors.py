@@ -15,6 +15,7 @@
     │   ├── ConcurrentJobsError      of jobs that have not ended
     │   └── GpuSecondsError          of a day's GPU-seconds
     ├── QuotaTooSmallError           a tenant may never have what is asked for
+    ├── KeysAwayError                an operator's token cannot be checked now
     ├── UnauthenticatedError         an operator's call without a token that holds
     ├── PermissionDeniedError        its token lacks the scope
     ├── NoGlobalStoreError           a question of regions, and there is no global store
@@ -158,6 +159,12 @@ class QuotaTooSmallError(ControlPlaneError):
 
     code = "quota_too_small"
 
+class KeysAwayError(ControlPlaneError):
+    """The keys of a token's issuer were never fetched, and cannot be now."""
+
+    code = "KEYS_UNAVAILABLE"
+    retryable = True
+
 
 class UnauthenticatedError(ControlPlaneError):
     """The call has no token that holds; ``cause`` is the stable code of why, if it is known."""
@@ -277,6 +284,7 @@ BOUNDARY: dict[type[ControlPlaneError], Answer] = {
     ConcurrentJobsError: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED),
     GpuSecondsError: Answer(grpc.StatusCode.RESOURCE_EXHAUSTED),
     QuotaTooSmallError: Answer(grpc.StatusCode.PERMISSION_DENIED),
+    KeysAwayError: Answer(grpc.StatusCode.UNAVAILABLE),
     UnauthenticatedError: Answer(grpc.StatusCode.UNAUTHENTICATED),
     PermissionDeniedError: Answer(grpc.StatusCode.PERMISSION_DENIED),
     NoGlobalStoreError: Answer(grpc.StatusCode.FAILED_PRECONDITION),

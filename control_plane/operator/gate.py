@@ -12,13 +12,14 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from reelmesh.v1 import operator_service_pb2 as op
 
-from control_plane.errors import ControlPlaneError, UnauthenticatedError, abort
+from control_plane.errors import ControlPlaneError, KeysAwayError, UnauthenticatedError, abort
 from control_plane.operator.access import Operator, Scope, require, required_scope
 from control_plane.operator.config import OperatorAuth
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 from reelkit.tokens.config import IssuerSettings
-from reelkit.tokens.errors import TokenError
+from reelkit.tokens.errors import KeysAway, TokenError
+from reelkit.tokens.fetched import loader_of
 from reelkit.tokens.revoked import RevokedTokens
 from reelkit.tokens.verifier import Claims, JwtVerifier, scopes_of, subject_of
 
@@ -38,6 +39,7 @@ class Authenticator(Protocol):
 
         Raises:
             UnauthenticatedError: Nobody that is known here.
+            KeysAwayError: That cannot be told now.
         """
         ...
 
@@ -51,7 +53,12 @@ class TokenAuthenticator:
 
     def __init__(self, config: OperatorAuth, *, clock: Clock, revoked: RevokedTokens) -> None:
         self._jwt = JwtVerifier(
-            config.issuers, config, clock=clock, read=_operator, revoked=revoked
+            config.issuers,
+            config,
+            clock=clock,
+            read=_operator,
+            revoked=revoked,
+            loader_of=loader_of,
         )
 
     def follow_keys(self, scope: TaskScope) -> None:
@@ -62,6 +69,8 @@ class TokenAuthenticator:
         """See :class:`Authenticator`."""
         try:
             return await self._jwt.verify(authorization)
+        except KeysAway as error:
+            raise KeysAwayError(error.message) from None
         except TokenError as error:
             raise UnauthenticatedError(error.message, cause=error.code) from None
 

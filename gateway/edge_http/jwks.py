@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
 
 import aiohttp
 
+from reelkit.tokens.fetched import MAX_BYTES, TIMEOUT_S, fresh_for_s
 from reelkit.tokens.refreshed import Load, Loaded, SourceAway
 from reelkit.tokens.sources import LoaderOf
-
-TIMEOUT_S: Final = 5.0
-MAX_BYTES: Final = 256 * 1024
-# How long a key set counts as fresh where its server does not say, and what is believed of it:
-# less would be a flood, more would keep a key for days that its issuer has withdrawn.
-DEFAULT_FRESH_S: Final = 600.0
-MIN_FRESH_S: Final = 60.0
-MAX_FRESH_S: Final = 3600.0
-_MAX_AGE = re.compile(r"(?:^|,)\s*max-age\s*=\s*\"?(\d{1,9})\"?\s*(?:,|$)", re.IGNORECASE)
 
 
 @asynccontextmanager
@@ -59,10 +49,3 @@ async def _loaded(answer: aiohttp.ClientResponse, tag: str) -> Loaded:
         if len(text) > MAX_BYTES:
             raise SourceAway(f"is larger than {MAX_BYTES} bytes")
     return Loaded(bytes(text), answer.headers.get("ETag", ""), fresh_s)
-
-
-def fresh_for_s(cache_control: str) -> float:
-    """For how long a server lets a key set be kept, within bounds."""
-    found = _MAX_AGE.search(cache_control)
-    said_s = float(found.group(1)) if found else DEFAULT_FRESH_S
-    return min(max(said_s, MIN_FRESH_S), MAX_FRESH_S)

@@ -15,7 +15,7 @@ from gateway.edge.error_table import row_for
 from gateway.edge_http import jwks as fetch
 from reelkit.clock import SystemClock
 from reelkit.tasks import TaskScope
-from reelkit.tokens import refreshed, sources
+from reelkit.tokens import fetched, refreshed, sources
 from reelkit.tokens.refreshed import SourceAway
 from tests.support.tokens import AUDIENCE, ISSUER, TokenIssuer
 
@@ -45,13 +45,24 @@ async def issuer():
         yield served
 
 
-@contextlib.asynccontextmanager
-async def loading(url):
-    async with fetch.open_jwks_loaders() as loader_of:
-        yield loader_of(url)
+@pytest.fixture(params=["gateway", "control plane"])
+def loading(request, monkeypatch):
+    """The readers of both parts, which promise the same."""
+    monkeypatch.setattr(fetch, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(fetched, "TIMEOUT_S", 2.0)
+
+    @contextlib.asynccontextmanager
+    async def loading(url):
+        if request.param == "control plane":
+            yield fetched.loader_of(url)
+            return
+        async with fetch.open_jwks_loaders() as loader_of:
+            yield loader_of(url)
+
+    return loading
 
 
-async def test_what_the_server_says_is_read_with_its_tag_and_time(issuer):
+async def test_what_the_server_says_is_read_with_its_tag_and_time(issuer, loading):
     issuer.answer = lambda: web.Response(
         body=b'{"keys": 1}', headers={"ETag": '"v1"', "Cache-Control": "public, max-age=120"}
     )
@@ -68,16 +79,16 @@ async def test_what_the_server_says_is_read_with_its_tag_and_time(issuer):
 @pytest.mark.parametrize(
     ("said", "fresh_s"),
     [
-        ("", fetch.DEFAULT_FRESH_S),
-        ("no-store", fetch.DEFAULT_FRESH_S),
-        ("max-age=0", fetch.MIN_FRESH_S),
+        ("", fetched.DEFAULT_FRESH_S),
+        ("no-store", fetched.DEFAULT_FRESH_S),
+        ("max-age=0", fetched.MIN_FRESH_S),
         ("private,Max-Age = 300", 300.0),
-        ("s-maxage=5, max-age=99999999", fetch.MAX_FRESH_S),
-        ("max-age=x", fetch.DEFAULT_FRESH_S),
+        ("s-maxage=5, max-age=99999999", fetched.MAX_FRESH_S),
+        ("max-age=x", fetched.DEFAULT_FRESH_S),
     ],
 )
 def test_how_long_it_may_be_kept_has_bounds(said, fresh_s):
-    assert fetch.fresh_for_s(said) == fresh_s
+    assert fetched.fresh_for_s(said) == fresh_s
 
 
 async def _never():
@@ -94,8 +105,7 @@ async def _never():
         (_never, "no answer in"),
     ],
 )
-async def test_what_is_no_key_set_is_told_apart(issuer, answer, reason, monkeypatch):
-    monkeypatch.setattr(fetch, "TIMEOUT_S", 0.5)
+async def test_what_is_no_key_set_is_told_apart(issuer, answer, reason, loading):
     issuer.answer = answer
     async with loading(issuer.url) as load:
         with pytest.raises(SourceAway, match=reason):
@@ -103,7 +113,29 @@ async def test_what_is_no_key_set_is_told_apart(issuer, answer, reason, monkeypa
     assert len(issuer.seen) == 1
 
 
-async def test_nobody_listens():
+async def test_a_server_that_dribbles_is_cut_off(loading):
+    """Each byte comes in time, and all of them never do; no thread is left that reads on."""
+    over = asyncio.Event()
+
+    async def dribble(_reader, writer):
+        with contextlib.suppress(ConnectionError):
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        over.set()
+
+    server = await asyncio.start_server(dribble, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, loading(f"http://127.0.0.1:{port}/jwks.json") as load:
+        with pytest.raises(SourceAway, match=r"no answer in|cannot be fetched"):
+            await load("")
+        async with asyncio.timeout(20):
+            await over.wait()
+
+
+async def test_nobody_listens(loading):
     async with loading("http://127.0.0.1:1/jwks.json") as load:
         with pytest.raises(SourceAway, match="cannot be fetched"):
             await load("")
@@ -123,7 +155,7 @@ async def verifying(url, **changes):
 async def test_a_key_that_the_issuer_withdraws_takes_its_tokens_along(
     issuer, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fetch, "MIN_FRESH_S", 0.05)
+    monkeypatch.setattr(fetched, "MIN_FRESH_S", 0.05)
     monkeypatch.setattr(refreshed, "COOLDOWN_S", 0.05)
     one, other = TokenIssuer(), TokenIssuer()
     texts = [signer.write_jwks(tmp_path / "jwks.json").read_text() for signer in (one, other)]
