@@ -218,3 +218,75 @@ def test_a_node_is_given_up_when_it_was_unhealthy_too_often_or_too_long():
     assert health.ready
     health = health.seen(ready=False, unhealthy=True, now_s=50.0)
     assert not health.hopeless(now_s=59.0)
+
+
+@pytest.fixture
+def tls_plan(tmp_path):
+    options = MeshOptions(
+        regions=("ap", "eu"),
+        nodes_per_region=1,
+        etcd="separate",
+        state_dir=tmp_path,
+        model_source="/models/m",
+        threads=3,
+        tls=True,
+    )
+    programs = Programs(python="/bin/python", etcd="/bin/etcd")
+    return plan_mesh(options, ports=itertools.count(20_000), programs=programs)
+
+
+def test_without_tls_nothing_is_issued(plan):
+    assert plan.certificates == ()
+    assert plan.ca is None
+    assert all(each.called_with is None for each in plan.processes)
+    assert not any("mtls" in (each.config or {}) for each in plan.processes)
+
+
+def test_with_tls_each_part_has_a_certificate_of_its_own(tls_plan):
+    files = [each.files for each in tls_plan.certificates]
+    assert len({each.cert for each in files}) == len(files)
+    assert len({each.key for each in files}) == len(files)
+    issued = {str(each.files.cert): each for each in tls_plan.certificates}
+    named = {}
+    for process in tls_plan.processes:
+        if process.config is None:
+            continue
+        shown = issued[process.config["mtls"]["cert_file"]]
+        assert shown.authority == "mesh"
+        named[process.id] = shown.wanted.identity.uri
+    assert named == {
+        f"{region}-{part}-0": f"spiffe://reelmesh/{region}/{role}/{region}-{part}-0"
+        for region in ("ap", "eu")
+        for part, role in (("control", "control-plane"), ("gateway", "gateway"), ("node", "node"))
+    }
+
+
+def test_with_tls_each_etcd_lets_in_its_own_control_planes_alone(tls_plan):
+    issued = {str(each.files.cert): each for each in tls_plan.certificates}
+    for process in tls_plan.of_role("etcd"):
+        assert "--client-cert-auth" in process.argv
+        assert "--peer-client-cert-auth" in process.argv
+        assert not any("http://" in flag for flag in process.argv)
+    for region in ("ap", "eu"):
+        config = next(
+            each for each in tls_plan.processes if each.id == f"{region}-control-0"
+        ).config
+        for section, cluster in (("etcd", region), ("global_etcd", "global")):
+            shown = issued[config[section]["cert"]]
+            assert shown.authority == f"etcd-{cluster}"
+            assert not shown.wanted.server
+            assert all(url.startswith("https://") for url in config[section]["endpoints"])
+
+
+def test_with_tls_what_the_public_calls_is_of_another_authority(tls_plan):
+    issued = {str(each.files.cert): each for each in tls_plan.certificates}
+    for process in tls_plan.of_role("gateway", "control-plane"):
+        section = process.config if process.role == "gateway" else process.config["operator"]
+        shown = issued[section["tls"]["cert_file"]]
+        assert shown.authority == "public"
+        assert shown.wanted.identity is None
+        assert not shown.wanted.client
+    tokens = Tokens(user="u", operator="o")
+    document = mesh_document(tls_plan, pids={}, workers={}, tokens=tokens)
+    assert document["ca"] == str(tls_plan.ca)
+    assert document["regions"]["ap"]["http"].startswith("https://")

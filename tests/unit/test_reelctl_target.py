@@ -37,6 +37,21 @@ def test_a_mesh_names_its_control_planes_and_a_token(mesh):
         assert target.token == "the-operators"
 
 
+def test_a_mesh_with_certificates_names_its_authority(mesh):
+    assert find_target(mesh=mesh, environ={}).ca is None
+    (mesh / "mesh.json").write_text(json.dumps({**MESH, "ca": "/certs/ca.pem"}))
+    assert find_target(mesh=mesh, environ={}).ca == Path("/certs/ca.pem")
+    assert find_target(mesh=mesh, environ={"REELCTL_CA": "/own"}).ca == Path("/own")
+
+
+def test_a_certificate_goes_with_its_key(mesh):
+    named = {"REELCTL_CERT": "/c.pem", "REELCTL_KEY": "/k.pem"}
+    target = find_target(mesh=mesh, environ=named)
+    assert (target.cert, target.key) == (Path("/c.pem"), Path("/k.pem"))
+    with pytest.raises(UsageError, match="--cert and --key"):
+        find_target(mesh=mesh, cert=Path("/c.pem"), environ={})
+
+
 def test_the_environment_names_a_mesh(mesh):
     assert find_target(environ={"REELMESH_STATE_DIR": str(mesh)}).sites == SITES
 
