@@ -12,6 +12,7 @@ from aiohttp.web_request import BaseRequest
 
 from gateway.edge_http.connections import Connections
 from gateway.edge_http.problem import problem_of_status, problem_response
+from reelkit.rpc import HANDSHAKE_TIMEOUT_S
 
 _log = structlog.get_logger("gateway.http")
 
@@ -153,6 +154,29 @@ def http_runner(
     )
 
 
+class _Site(web.TCPSite):
+    """A listener that bounds handshakes, which aiohttp leaves to the event loop: a minute."""
+
+    __slots__ = ()
+
+    async def start(self) -> None:
+        if self._ssl_context is None:
+            await super().start()
+            return
+        self._runner._reg_site(self)  # noqa: SLF001 - what every site does first
+        server = self._runner.server
+        if server is None:
+            raise RuntimeError("the runner is not set up")
+        self._server = await asyncio.get_running_loop().create_server(
+            server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        )
+
+
 async def listen_http(
     runner: web.AppRunner, address: str, *, context: ssl.SSLContext | None = None
 ) -> int:
@@ -167,7 +191,7 @@ async def listen_http(
         OSError: The address cannot be bound; the message names it.
     """
     host, _, port = address.rpartition(":")
-    site = web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=False, ssl_context=context)
+    site = _Site(runner, host.strip("[]"), int(port), reuse_port=False, ssl_context=context)
     try:
         await site.start()
     except OSError as error:

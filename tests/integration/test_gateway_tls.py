@@ -1,5 +1,6 @@
 """Both public edges over TLS, with a certificate that is renewed while they serve."""
 
+import asyncio
 import ssl
 
 import aiohttp
@@ -138,3 +139,19 @@ async def test_a_certificate_that_cannot_be_used_is_told_at_the_start(
         (tmp_path / "cert.pem").write_text("nonsense")
     with pytest.raises(ConfigError, match=r"tls\.cert_file"):
         await region.start("a", tls=files)
+
+
+async def test_a_handshake_that_stands_still_is_cut_at_both_edges(
+    tmp_path, region, files, authority, monkeypatch
+):
+    monkeypatch.setattr("gateway.edge_http.server.HANDSHAKE_TIMEOUT_S", 1)
+    monkeypatch.setattr("reelkit.rpc.HANDSHAKE_TIMEOUT_S", 1)
+    write_pair(tmp_path, authority)
+    gateway = await region.start("a", tls=files)
+    for address in (gateway.app.http_address, gateway.app.grpc_address):
+        host, _, port = address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(20):
+            assert await reader.read() == b""
+        writer.close()
+        assert await taken_over_http(gateway, authority, region.issuer.issue())
