@@ -159,6 +159,7 @@ class QuotaTooSmallError(ControlPlaneError):
 
     code = "quota_too_small"
 
+
 class KeysAwayError(ControlPlaneError):
     """The keys of a token's issuer were never fetched, and cannot be now."""
 
