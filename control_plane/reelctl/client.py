@@ -277,7 +277,9 @@ class OperatorClient:
         # Never in plain text over a network: the token would be read on the way.
         target = self._target
         credentials = grpc.ssl_channel_credentials(
-            _read("--ca", target.ca), _read("--key", target.key), _read("--cert", target.cert)
+            _read("--ca", target.ca),
+            _read("--cert-key", target.cert_key),
+            _read("--cert", target.cert),
         )
         return grpc.secure_channel(address, credentials)
 
@@ -337,7 +339,7 @@ def _told(error: Any, address: str) -> CtlError:
             f"no control plane answers at {address}",
             hint="is it up, and is this its operator.listen? over a network it has to speak TLS; "
             "with TLS, name its authority with --ca, and where it wants one your certificate with "
-            "--cert and --key",
+            "--cert and --cert-key",
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return NoAnswerError(

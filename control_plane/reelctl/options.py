@@ -79,11 +79,11 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "key": (
+    "cert_key": (
         Annotated[
             Path | None,
             typer.Option(
-                help="PEM file of its key. (env: REELCTL_KEY)",
+                help="PEM file of its key. (env: REELCTL_CERT_KEY)",
                 show_default=False,
                 rich_help_panel=_PANEL,
             ),

@@ -15,7 +15,7 @@ ENDPOINT_VARIABLE = "REELCTL_ENDPOINT"
 TOKEN_VARIABLE = "REELCTL_TOKEN"  # noqa: S105 - a variable's name
 CA_VARIABLE = "REELCTL_CA"
 CERT_VARIABLE = "REELCTL_CERT"
-KEY_VARIABLE = "REELCTL_KEY"
+CERT_KEY_VARIABLE = "REELCTL_CERT_KEY"
 STATE_DIR_VARIABLE = "REELMESH_STATE_DIR"
 DEFAULT_STATE_DIR = Path("mesh-state")
 DEFAULT_TIMEOUT_S = 5.0
@@ -39,7 +39,7 @@ class Target:
     ca: Path | None = None
     cert: Path | None = None
     """With its key, an operator's own certificate, where the listener wants one."""
-    key: Path | None = None
+    cert_key: Path | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
 
 
@@ -50,7 +50,7 @@ def find_target(
     mesh: Path | None = None,
     ca: Path | None = None,
     cert: Path | None = None,
-    key: Path | None = None,
+    cert_key: Path | None = None,
     region: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
@@ -64,7 +64,7 @@ def find_target(
         mesh: ``mesh.json`` of ``reelmesh up``, or its folder; it has a token too.
         ca: PEM file of the authority of the endpoint's certificate; the mesh's by default.
         cert: PEM file of an operator's certificate.
-        key: PEM file of its key.
+        cert_key: PEM file of its key.
         region: Only this one of the regions.
         timeout_s: Seconds a call may take.
         environ: For tests; the process's own by default.
@@ -77,9 +77,9 @@ def find_target(
         raise UsageError("--endpoint and --mesh exclude one another: give one of them")
     token = token or env.get(TOKEN_VARIABLE, "").strip()
     ca = ca or _path(env, CA_VARIABLE)
-    cert, key = cert or _path(env, CERT_VARIABLE), key or _path(env, KEY_VARIABLE)
-    if (cert is None) != (key is None):
-        raise UsageError("--cert and --key go together: give both or neither")
+    cert, cert_key = cert or _path(env, CERT_VARIABLE), cert_key or _path(env, CERT_KEY_VARIABLE)
+    if (cert is None) != (cert_key is None):
+        raise UsageError("--cert and --cert-key go together: give both or neither")
     named = endpoint or ("" if mesh else env.get(ENDPOINT_VARIABLE, "").strip())
     if named:
         sites = parse_endpoints(named)
@@ -94,7 +94,9 @@ def find_target(
         )
     if region:
         sites = _only(sites, region)
-    return Target(sites=sites, token=token, ca=ca, cert=cert, key=key, timeout_s=timeout_s)
+    return Target(
+        sites=sites, token=token, ca=ca, cert=cert, cert_key=cert_key, timeout_s=timeout_s
+    )
 
 
 def _path(env: Mapping[str, str], variable: str) -> Path | None:

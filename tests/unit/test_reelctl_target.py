@@ -45,10 +45,10 @@ def test_a_mesh_with_certificates_names_its_authority(mesh):
 
 
 def test_a_certificate_goes_with_its_key(mesh):
-    named = {"REELCTL_CERT": "/c.pem", "REELCTL_KEY": "/k.pem"}
+    named = {"REELCTL_CERT": "/c.pem", "REELCTL_CERT_KEY": "/k.pem"}
     target = find_target(mesh=mesh, environ=named)
-    assert (target.cert, target.key) == (Path("/c.pem"), Path("/k.pem"))
-    with pytest.raises(UsageError, match="--cert and --key"):
+    assert (target.cert, target.cert_key) == (Path("/c.pem"), Path("/k.pem"))
+    with pytest.raises(UsageError, match="--cert and --cert-key"):
         find_target(mesh=mesh, cert=Path("/c.pem"), environ={})
 
 
