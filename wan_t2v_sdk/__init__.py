@@ -14,6 +14,7 @@
 
 from wan_t2v_sdk.arguments import VideoSettings
 from wan_t2v_sdk.async_client import AsyncTextToVideoGenerator
+from wan_t2v_sdk.batch_records import BatchItemRecord, BatchRecord, BatchRow
 from wan_t2v_sdk.errors import (
     AuthenticationError,
     CancelledVideoError,
@@ -42,6 +43,9 @@ from wan_t2v_sdk.sync_client import TextToVideoGenerator
 __all__ = [
     "AsyncTextToVideoGenerator",
     "AuthenticationError",
+    "BatchItemRecord",
+    "BatchRecord",
+    "BatchRow",
     "CancelledVideoError",
     "ConfigurationError",
     "ConflictError",

@@ -21,6 +21,7 @@ from wan_t2v_sdk.arguments import (
     request_of,
 )
 from wan_t2v_sdk.bar import make_bar
+from wan_t2v_sdk.batches import AsyncBatches
 from wan_t2v_sdk.calls import (
     cancel_video,
     create_video,
@@ -86,6 +87,8 @@ class AsyncTextToVideoGenerator:
         self._timeout_s = timeout_s
         self._max_retries = max_retries
         self._session: _Session | None = None
+        self.batches = AsyncBatches(first=self._first, download=self.download, model=model)
+        """Many videos in one request."""
 
     @classmethod
     def from_mesh(

@@ -8,7 +8,11 @@ from typing import Any, TypeVar
 
 import grpc
 from grpc import aio
-from reelmesh.v1 import fleet_service_pb2_grpc, video_service_pb2_grpc
+from reelmesh.v1 import (
+    batch_service_pb2_grpc,
+    fleet_service_pb2_grpc,
+    video_service_pb2_grpc,
+)
 
 from wan_t2v_sdk.config import Endpoint, MeshAccess
 from wan_t2v_sdk.errors import ConnectionLostError
@@ -46,6 +50,7 @@ class Connection:
     def _dial(self) -> None:
         self._channel = _open_channel(self.endpoint, self._access)
         self.videos = video_service_pb2_grpc.VideoServiceStub(self._channel)
+        self.batches = batch_service_pb2_grpc.BatchServiceStub(self._channel)
         self.fleet = fleet_service_pb2_grpc.FleetServiceStub(self._channel)
 
     def metadata(self, traceparent: str | None = None) -> Metadata:

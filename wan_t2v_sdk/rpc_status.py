@@ -53,6 +53,7 @@ _LOSSES = (
 _INVALID = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 # gRPC's own refusal of a message, which comes without details and never passes by itself.
 _TOO_LARGE = "larger than max"
+_BATCH_OTHER_REGION = "batch_other_region"
 _TOO_LARGE_CODE = "payload_too_large"
 
 
@@ -71,7 +72,7 @@ def error_of(error: aio.AioRpcError, *, endpoint: str) -> ReelmeshError:
     kind = _TYPES.get(error.code(), ServerError)
     if reason == "job_failed":
         kind = GenerationFailedError
-    if reason == OtherRegionError.code:
+    if reason in (OtherRegionError.code, _BATCH_OTHER_REGION):
         kind = OtherRegionError
     return kind(text, code=reason, retry_after_s=retry_after_s)
 

@@ -17,6 +17,7 @@ from wan_t2v_sdk.loop_thread import shared_loop_thread
 from wan_t2v_sdk.records import ModelRecord, RegionRecord, VideoRecord
 from wan_t2v_sdk.regions import AUTO
 from wan_t2v_sdk.result import GenerationResult
+from wan_t2v_sdk.sync_batches import Batches
 
 MAX_WAITING_EVENTS = 256
 
@@ -91,6 +92,11 @@ class TextToVideoGenerator:
             path, region=region, model=model, timeout_s=timeout_s, max_retries=max_retries
         )
         return made
+
+    @property
+    def batches(self) -> Batches:
+        """Many videos in one request."""
+        return Batches(self._client.batches)
 
     def generate(
         self,

@@ -63,6 +63,13 @@ def test_a_batch_goes_on_where_it_was_interrupted(mesh: RunningMesh, tmp_path, l
     prompts.write_text("\n".join([*rows, "bad,16,2,1"]), encoding="utf-8")
     out = tmp_path / "out"
     command = ("batch", str(prompts), "--out", str(out), "--mesh", str(mesh.file))
+    refused = reelmesh(*command)
+    assert refused.returncode == 2
+    assert "line 10, num_frames: 16 is not allowed" in refused.stderr
+    assert "nearest" in refused.stderr
+    assert results_of(out) == [], "nothing is made by halves"
+
+    prompts.write_text("\n".join(rows), encoding="utf-8")
     first = subprocess.Popen(
         [sys.executable, "-m", "reelmesh_cli", *command, "--concurrency", "1"],
         stdout=subprocess.DEVNULL,
@@ -75,20 +82,20 @@ def test_a_batch_goes_on_where_it_was_interrupted(mesh: RunningMesh, tmp_path, l
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.wait(10)
+    batch_id = json.loads((out / "batch.json").read_text())["batch_id"]
     before = {row["digest"]: row for row in results_of(out)}
     assert 2 <= len(before) < 9
 
     second = reelmesh(*command, "--json")
-    assert second.returncode == 1, "the bad row failed, and the exit code must say so"
+    assert second.returncode == 0, second.stderr
     summary = json.loads(second.stdout)
-    assert summary["skipped"] == len([r for r in before.values() if r["status"] == "completed"])
+    assert summary["batch_id"] == batch_id, "the same batch goes on"
+    assert summary["skipped"] == len(before)
     assert summary["completed"] + summary["skipped"] == 8
     results = results_of(out)
-    assert [int(row["line"]) for row in results] == list(range(2, 11))
-    assert [row["status"] for row in results] == ["completed"] * 8 + ["failed"]
-    assert results[-1]["code"] == "invalid_request"
-    assert "the nearest are 17, 13" in results[-1]["message"]
-    for number, row in enumerate(results[:8]):
+    assert [int(row["line"]) for row in results] == list(range(2, 10))
+    assert [row["status"] for row in results] == ["completed"] * 8
+    for number, row in enumerate(results):
         assert row["video_id"] == before.get(row["digest"], row)["video_id"]
         assert len(look((out / row["file"]).read_bytes()).frames) == 5 + 4 * number
         assert row["seed"] == str(number)

@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from reelmesh.v1 import (
+    batch_service_pb2_grpc,
     fleet_service_pb2,
     fleet_service_pb2_grpc,
     model_pb2,
@@ -24,6 +25,8 @@ from reelmesh.v1 import (
     video_service_pb2,
     video_service_pb2_grpc,
 )
+
+from tests.support.fakebatches import FakeBatches
 
 TOKEN = "good-token"
 WIDTH, HEIGHT, FRAMES, FPS = 64, 32, 9, 16
@@ -96,6 +99,7 @@ class FakeGateway(
         self._videos: dict[str, list[video_pb2.VideoEvent]] = {}
         self._records: dict[str, video_pb2.Video] = {}
         self._by_key: dict[str, str] = {}
+        self.batches = FakeBatches(enter=self._enter, make=self._make_of_batch, abort=abort)
         self._stopped = threading.Event()
         self._server = self._serve(credentials)
 
@@ -105,6 +109,7 @@ class FakeGateway(
             options=[("grpc.so_reuseport", 0)],
         )
         video_service_pb2_grpc.add_VideoServiceServicer_to_server(self, server)
+        batch_service_pb2_grpc.add_BatchServiceServicer_to_server(self.batches, server)
         fleet_service_pb2_grpc.add_FleetServiceServicer_to_server(self, server)
         if credentials is None:
             self.port = server.add_insecure_port("127.0.0.1:0")
@@ -252,6 +257,12 @@ class FakeGateway(
         self._by_key[options.idempotency_key] = video_id
         self._make(video_id, spec)
         return video_id
+
+    def _make_of_batch(self, spec) -> video_pb2.Video:
+        video_id = f"{self.region}-{len(self._records):026d}"
+        self.specs.append(spec)
+        self._make(video_id, spec)
+        return self._records[video_id]
 
     def _make(self, video_id: str, spec) -> None:
         resolved = video_pb2.ResolvedSpec(
