@@ -52,7 +52,9 @@ def running_mesh(folder: Path, *, model: Path, threads: int) -> Iterator[Mesh]:
     command = [sys.executable, "-m", "reelmesh_cli", "up", "--regions", "bench"]
     command += ["--nodes-per-region", "1", "--threads", str(threads)]
     command += ["--model", str(model), "--state-dir", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # The same is asked for again and again, and is to be drawn each time.
+    environment = {**os.environ, "REELMESH_GATEWAY__CACHE__ENABLED": "false"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         mesh_file = folder / "mesh.json"

@@ -212,6 +212,24 @@ class ArtifactConfig(Settings):
     )
 
 
+class CacheConfig(Settings):
+    """Videos that need not be drawn again."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether equal requests share what is drawn. A caller who gives no seed may "
+        "get a video that was drawn before; no_cache asks for another, and a tenant's policy may "
+        "turn it off or share it with other tenants.",
+    )
+    max_followers: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="Jobs at once that wait for what is drawn for another, about 20 kB each; "
+        "more are refused.",
+    )
+
+
 class RegionsConfig(Settings):
     """Work that other regions do."""
 
@@ -316,6 +334,9 @@ class GatewayConfig(Settings):
     artifacts: ArtifactConfig = Field(default=ArtifactConfig(), description="Finished videos.")
     jobs: JobsConfig = Field(default=JobsConfig(), description="Job records.")
     batches: BatchConfig = Field(default=BatchConfig(), description="Many videos in one request.")
+    cache: CacheConfig = Field(
+        default=CacheConfig(), description="Videos that need not be drawn again."
+    )
     regions: RegionsConfig = Field(
         default=RegionsConfig(), description="Work that other regions do."
     )

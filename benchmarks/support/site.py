@@ -15,7 +15,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -27,6 +27,10 @@ from reelmesh_cli.mesh.process import Child, log_tail
 
 START_TIMEOUT_S = 60.0
 STOP_GRACE_S = 10.0
+
+
+UNCACHED: Final = {"cache": {"enabled": False}}
+"""Of gateways: the same is asked for again and again, and is to be drawn each time."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ def plan_site(
     )
     for part in plan.processes:
         if part.config_file is not None and part.config is not None:
-            changed = _merged(part.config, (settings or {}).get(part.role, {}))
+            config = {**part.config, **UNCACHED} if part.role == "gateway" else part.config
+            changed = _merged(config, (settings or {}).get(part.role, {}))
             part.config_file.write_text(yaml.safe_dump(changed))
     return plan
 

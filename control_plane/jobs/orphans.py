@@ -64,7 +64,8 @@ def orphans_of(
             tenant=record.tenant,
             epoch=record.epoch,
             owner_gateway=owner,
-            heir_gateway=heir_of(job_id, alive),
+            # Jobs that shared a run go to one gateway, which can let them share it again.
+            heir_gateway=heir_of(record.follows or job_id, alive),
         )
         for (owner, incarnation), jobs in owners.items()
         if alive.get(owner) != incarnation

@@ -98,6 +98,7 @@ def encode_live(record: pb.JobRecord) -> bytes:
         owner_incarnation=record.owner_incarnation,
         epoch=record.epoch,
         reservation=record.reservation if record.HasField("reservation") else None,
+        follows=record.follows,
     )
     return live.SerializeToString(deterministic=True)
 

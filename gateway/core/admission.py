@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from reelmesh.v1 import job_service_pb2, tenant_pb2, video_pb2, video_service_pb2
@@ -17,6 +18,7 @@ from gateway.core.executions import Executions, ask_of
 from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
+from gateway.core.sharing import Sharing
 from gateway.errors import (
     FieldViolation,
     GatewayError,
@@ -69,6 +71,7 @@ class Admission:
         scope: Owns the step from a record to its run, which a client cannot break off.
         executions: Makes what runs.
         policies: What tenants may do.
+        sharing: The runs that a request may share.
         late: Sees to records that could not be written in time.
         patience_s: How long a streaming client waits for its job's record to be written
             before the job goes on without.
@@ -83,6 +86,7 @@ class Admission:
         waiting: WaitingRoom,
         lifetimes: Lifetimes,
         executions: Executions,
+        sharing: Sharing,
         jobs: HomeJobs,
         policies: Policies,
         late: LateRecords,
@@ -101,6 +105,7 @@ class Admission:
         self._late = late
         self._scope = scope
         self._executions = executions
+        self._sharing = sharing
         self._clock = clock
         self._metrics = metrics
         self._patience_s = patience_s
@@ -151,7 +156,17 @@ class Admission:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
         urgency = self._standing(caller, options)
-        resolved = self._admit(policy, spec, urgency, violations, unfit)
+        resolved = self._resolve(policy, spec, violations, unfit)
+        seeded = spec.HasField("seed")
+        key = self._sharing.execution_key(caller.tenant, resolved, seeded=seeded)
+        leader = None if options.no_cache else self._sharing.leader_for(caller.tenant, key)
+        if leader is None:
+            self._check_room(resolved, urgency)
+            gpu_seconds = self._gpu_seconds(resolved)
+        else:
+            resolved.seed = leader.spec.seed
+            # In case that it comes to pay.
+            gpu_seconds = leader.record.reservation.gpu_seconds
         record = records.new_record(
             video_id=self._ids.draw(),
             region=self._region,
@@ -165,20 +180,45 @@ class Admission:
             keep=keep,
             now_s=self._clock.wall(),
         )
-        record.reservation.CopyFrom(
-            reservation(self._gpu_seconds(resolved), now_s=self._clock.wall())
-        )
+        record.reservation.CopyFrom(reservation(gpu_seconds, now_s=self._clock.wall()))
+        record.execution_key = key
+        record.video.cache = _cache_status(key, options)
         records.check_size(record)
         # A client that leaves now leaves no record behind that nobody runs.
-        beginning = (
-            self._begin_after_record(record, over_assignment=over_assignment)
-            if record.idempotency_key or is_counted(policy)
-            else self._begin(record)
-        )
+        beginning = self._beginning(record, leader, policy, over_assignment=over_assignment)
         begun = self._scope.spawn(beginning, name="admit", fatal=False, context=outliving_context())
         self._begins += 1
         begun.add_done_callback(self._note_begun)
         return await asyncio.shield(begun)
+
+    def _beginning(
+        self,
+        record: job_service_pb2.JobRecord,
+        leader: Execution | None,
+        policy: tenant_pb2.TenantPolicy,
+        *,
+        over_assignment: bool,
+    ) -> Coroutine[Any, Any, video_pb2.Video]:
+        must_stand = bool(record.idempotency_key) or is_counted(policy)
+        if leader is not None:
+            record.video.cache = video_pb2.CACHE_STATUS_SHARED
+            record.follows = leader.video_id
+            as_made = copied(record)
+            return self._begin_following(
+                as_made,
+                self._follow(record, leader),
+                must_stand=must_stand,
+                over_assignment=over_assignment,
+            )
+        if must_stand:
+            return self._begin_after_record(record, over_assignment=over_assignment)
+        return self._begin(record)
+
+    def _follow(self, record: job_service_pb2.JobRecord, leader: Execution) -> Execution:
+        """A job that shares a run from this moment on."""
+        execution = self._executions.following(record, leader)
+        self._sharing.join(execution, leader, now_s=self._clock.wall())
+        return execution
 
     async def _find(
         self, caller: Caller, options: video_service_pb2.CreateOptions, *, over_assignment: bool
@@ -214,20 +254,41 @@ class Admission:
         """Starts a job whose record stands, unless this gateway has adopted it meanwhile."""
         if self._lifetimes.get(record.video.id) is not None:
             return self._again(record, keep=record.keep)
-        execution = self._executions.admitted(record)
+        leader = self._sharing.same_run(record) if record.follows else None
+        if leader is not None:
+            execution = self._follow(record, leader)
+        else:
+            execution = self._executions.admitted(record)
+            self._sharing.pays(execution)
         execution.recorded.set()
         return self._started(execution)
 
     async def _begin(self, record: job_service_pb2.JobRecord) -> video_pb2.Video:
         """Starts the job while its record is written; nobody hears of it before that stands."""
         as_made = copied(record)
-        execution = self._executions.admitted(record)
+        return await self._begin_following(as_made, self._executions.admitted(record))
+
+    async def _begin_following(
+        self,
+        as_made: job_service_pb2.JobRecord,
+        execution: Execution,
+        *,
+        must_stand: bool = False,
+        over_assignment: bool = False,
+    ) -> video_pb2.Video:
+        """The same with a job that is under way, or shares a run that is.
+
+        That costs nothing where its key turns out to have a video, or its tenant no quota.
+        """
         video = self._started(execution)
+        must_stand = must_stand or as_made.keep
         try:
-            async with asyncio.timeout(None if record.keep else self._patience()):
-                await self._jobs.create(as_made)
+            async with asyncio.timeout(None if must_stand else self._patience()):
+                standing, created = await self._jobs.create(
+                    as_made, over_assignment=over_assignment
+                )
         except (JobStoreAway, TimeoutError) as error:
-            if record.keep:
+            if must_stand:
                 self._give_up(execution, as_made)
                 raise
             _log.warning("admitted without a record", job_id=video.id, cause=type(error).__name__)
@@ -235,6 +296,10 @@ class Admission:
         except BaseException:
             self._lifetimes.abort(execution, "not_recorded")
             raise
+        else:
+            if not created:
+                self._lifetimes.abort(execution, "not_recorded")
+                return self._again(standing, keep=as_made.keep)
         execution.recorded.set()
         return execution.video()
 
@@ -252,7 +317,8 @@ class Admission:
     def _give_up(self, execution: Execution, as_made: job_service_pb2.JobRecord) -> None:
         """Ends a job that is refused after all, and its record where that was written."""
         self._lifetimes.abort(execution, "not_recorded")
-        self._late.disclaim(as_made, begin=None)
+        begin = self._begin_recorded if as_made.idempotency_key else None
+        self._late.disclaim(as_made, begin=begin)
 
     def _patience(self) -> float:
         """Nobody waits long for records that were away a moment ago."""
@@ -314,11 +380,10 @@ class Admission:
         able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
         return ask.units / typical_speed(able)
 
-    def _admit(
+    def _resolve(
         self,
         policy: tenant_pb2.TenantPolicy,
         spec: video_pb2.VideoSpec,
-        standing: Standing,
         violations: list[FieldViolation],
         unfit: Mapping[str, int],
     ) -> video_pb2.ResolvedSpec:
@@ -327,7 +392,7 @@ class Admission:
         catalog = self._fleet.catalog()
         if not catalog.models and not violations:
             raise Unavailable("no node of this region has told its models yet", retry_after_s=5.0)
-        resolved = resolve_within(
+        return resolve_within(
             policy,
             spec,
             catalog,
@@ -335,6 +400,9 @@ class Admission:
             violations=violations,
             unfit=unfit,
         )
+
+    def _check_room(self, resolved: video_pb2.ResolvedSpec, standing: Standing) -> None:
+        """Refuses what must be drawn and cannot be in time."""
         model = (resolved.model, resolved.model_version)
         wait_s = self._waiting.predicted_wait_s(model, standing)
         if wait_s is None:
@@ -354,4 +422,12 @@ class Admission:
                 f"{number(round(deadline_s, 3))} s",
                 retry_after_s=max(wait_s, 1.0),
             )
-        return resolved
+
+
+def _cache_status(
+    key: str, options: video_service_pb2.CreateOptions
+) -> video_pb2.CacheStatus.ValueType:
+    """Of a video that is drawn for the request."""
+    if not key:
+        return video_pb2.CACHE_STATUS_BYPASSED
+    return video_pb2.CACHE_STATUS_REFRESHED if options.no_cache else video_pb2.CACHE_STATUS_MISS

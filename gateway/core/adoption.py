@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from functools import partial
 
 import structlog
-from reelmesh.v1 import job_service_pb2
+from reelmesh.v1 import job_service_pb2, video_pb2
 
 from gateway.application import Caller
-from gateway.core.execution import Execution
+from gateway.core.commit import Committer
+from gateway.core.execution import Execution, Whole
 from gateway.core.executions import Executions
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
+from gateway.core.sharing import Sharing
 from gateway.core.superseded import REASON, Superseded
 from gateway.errors import GatewayError, JobStoreAway
 from gateway.jobs import records
@@ -38,6 +40,7 @@ class Adoption:
 
     Args:
         owner: This gateway in this life.
+        sharing: The runs that an adopted job may go on to share.
         superseded: Which jobs are not to be resumed.
         retention_s: How long the record of one that is ended here is kept.
         scope: Owns the claims that nobody waits for.
@@ -52,6 +55,8 @@ class Adoption:
         lifetimes: Lifetimes,
         gateways: Gateways,
         peers: Peers,
+        sharing: Sharing,
+        committer: Committer,
         superseded: Superseded,
         retention_s: float,
         scope: TaskScope,
@@ -64,6 +69,8 @@ class Adoption:
         self._lifetimes = lifetimes
         self._gateways = gateways
         self._peers = peers
+        self._sharing = sharing
+        self._committer = committer
         self._superseded = superseded
         self._retention_s = retention_s
         self._scope = scope
@@ -153,6 +160,10 @@ class Adoption:
             # Whoever asked may have left: then nobody else looks at it.
             claim.exception()
 
+    def _look_again(self, record: job_service_pb2.JobRecord) -> None:
+        name = f"make sure/{record.video.id}"
+        self._scope.spawn(self._make_sure(record), name=name, fatal=False)
+
     async def _make_sure(self, record: job_service_pb2.JobRecord) -> None:
         """Takes up a job that a claim without an answer has made this gateway's.
 
@@ -178,15 +189,20 @@ class Adoption:
                 record.video.id, epoch=record.epoch, owner=self._owner
             )
         except JobStoreAway:
-            name = f"make sure/{record.video.id}"
-            self._scope.spawn(self._make_sure(record), name=name, fatal=False)
+            self._look_again(record)
             raise
         if standing is None or not claimed:
             return None
         if self._superseded.holds(standing.tenant, standing.video.id):
             await self._end_superseded(standing)
             return None
-        execution = self._executions.adopted(standing)
+        try:
+            execution = await self._resumed(standing)
+        except JobStoreAway:
+            self._look_again(standing)
+            raise
+        if execution is None:
+            return None
         _log.info(
             "job adopted",
             job_id=record.video.id,
@@ -198,6 +214,51 @@ class Adoption:
         self._lifetimes.begin(execution)
         return execution
 
+    # --- those that shared a run ---
+
+    async def _resumed(self, standing: job_service_pb2.JobRecord) -> Execution | None:
+        """The claimed job on its way: at its node, in a run that it shares, or anew.
+
+        None: it has ended with the video that was drawn for another.
+        """
+        if not standing.follows:
+            return self._executions.adopted(standing)
+        finished = await self._look_for_run(standing)
+        if finished is not None and await self._committer.share_record(standing, finished):
+            return None
+        leader = self._sharing.same_run(standing)
+        if leader is None:
+            execution = self._executions.adopted(standing)
+            self._sharing.pays(execution)
+            return execution
+        execution = self._executions.following(standing, leader)
+        execution.recorded.set()
+        self._sharing.join(execution, leader, now_s=self._clock.wall())
+        return execution
+
+    async def _look_for_run(self, standing: job_service_pb2.JobRecord) -> Whole | None:
+        """Takes over the job whose run it shared, where nobody else has it; or what it brought.
+
+        Whatever stands in the way of that, the job is run by itself.
+        """
+        if self._sharing.same_run(standing) is not None:
+            return None
+        try:
+            # None, too, where that is another tenant's.
+            led = await self._jobs.get(standing.tenant, standing.follows)
+            if led is None:
+                return None
+            if led.video.status not in TERMINAL_STATUSES:
+                if not await self._answers(led):
+                    await self.adopt(led)
+                return None
+        except GatewayError as error:
+            _log.info("run not looked for", job_id=standing.video.id, cause=error.code)
+            return None
+        if led.video.status != video_pb2.VIDEO_STATUS_COMPLETED:
+            return None
+        return Whole(led.artifact_key, led.video.result)
+
     async def _end_superseded(self, standing: job_service_pb2.JobRecord) -> None:
         """Ends a job that nobody waits for any more, before it is begun again."""
         _log.info("superseded job not resumed", job_id=standing.video.id)
@@ -208,6 +269,5 @@ class Adoption:
             await self._jobs.finish(ended)
         except JobStoreAway:
             # It is this gateway's by now, and no orphan any more.
-            name = f"make sure/{standing.video.id}"
-            self._scope.spawn(self._make_sure(standing), name=name, fatal=False)
+            self._look_again(standing)
             raise

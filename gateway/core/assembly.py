@@ -23,6 +23,7 @@ from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import NodeRun
 from gateway.core.runner import Runner
+from gateway.core.sharing import Sharing
 from gateway.core.sources import Sources
 from gateway.core.superseded import Superseded
 from gateway.core.sweeper import Sweeper
@@ -121,18 +122,19 @@ async def open_core(
         stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
         fleet, waiting = _routing(ground, links)
         committer = _committer(ground)
-        lifetimes = _lifetimes(ground, fleet, waiting, committer)
+        sharing = _sharing(ground, committer)
+        lifetimes = _lifetimes(ground, fleet, waiting, committer, sharing)
         stack.callback(lifetimes.close)
         executions = _executions(ground, fleet, waiting, threads)
         superseded = Superseded(lifetimes=lifetimes, clock=ground.clock, scope=ground.scope)
-        adoption = _adoption(ground, executions, lifetimes, superseded)
+        adoption = _adoption(ground, executions, lifetimes, committer, superseded, sharing)
         videos = _videos(
             ground,
             fleet,
             waiting,
             committer,
             lifetimes,
-            executions=executions,
+            admission=_admission(ground, fleet, waiting, lifetimes, executions, sharing),
             adoption=adoption,
             pictures=_pictures(ground, stack),
         )
@@ -263,8 +265,21 @@ def _committer(ground: _Ground) -> Committer:
     )
 
 
+def _sharing(ground: _Ground, committer: Committer) -> Sharing:
+    cache = ground.config.cache
+    sharing = Sharing(
+        policies=ground.policies, enabled=cache.enabled, max_followers=cache.max_followers
+    )
+    # Whoever owns it next must know.
+    sharing.on_pays = committer.note
+    ground.metrics.watch_figure(
+        "jobs_sharing", "Jobs that wait for another's run.", lambda: float(sharing.following)
+    )
+    return sharing
+
+
 def _lifetimes(
-    ground: _Ground, fleet: Fleet, waiting: WaitingRoom, committer: Committer
+    ground: _Ground, fleet: Fleet, waiting: WaitingRoom, committer: Committer, sharing: Sharing
 ) -> Lifetimes:
     runs = ground.config.runs
     node_run = NodeRun(
@@ -285,6 +300,7 @@ def _lifetimes(
         runner=runner,
         waiting=waiting,
         committer=committer,
+        sharing=sharing,
         clock=ground.clock,
         scope=ground.scope,
         client_grace_s=runs.client_grace_s,
@@ -323,7 +339,12 @@ def _executions(
 
 
 def _adoption(
-    ground: _Ground, executions: Executions, lifetimes: Lifetimes, superseded: Superseded
+    ground: _Ground,
+    executions: Executions,
+    lifetimes: Lifetimes,
+    committer: Committer,
+    superseded: Superseded,
+    sharing: Sharing,
 ) -> Adoption:
     return Adoption(
         owner=ground.owner,
@@ -332,11 +353,39 @@ def _adoption(
         lifetimes=lifetimes,
         gateways=ground.gateways,
         peers=ground.peers,
+        sharing=sharing,
+        committer=committer,
         superseded=superseded,
         retention_s=ground.config.artifacts.retention_s,
         scope=ground.scope,
         clock=ground.clock,
         metrics=ground.metrics,
+    )
+
+
+def _admission(
+    ground: _Ground,
+    fleet: Fleet,
+    waiting: WaitingRoom,
+    lifetimes: Lifetimes,
+    executions: Executions,
+    sharing: Sharing,
+) -> Admission:
+    return Admission(
+        region=ground.config.region,
+        owner=ground.owner,
+        fleet=fleet,
+        waiting=waiting,
+        lifetimes=lifetimes,
+        executions=executions,
+        sharing=sharing,
+        jobs=ground.jobs,
+        policies=ground.policies,
+        late=LateRecords(jobs=ground.jobs, scope=ground.scope, clock=ground.clock),
+        scope=ground.scope,
+        clock=ground.clock,
+        metrics=ground.metrics,
+        patience_s=ground.config.jobs.admit_patience_s,
     )
 
 
@@ -347,26 +396,11 @@ def _videos(
     committer: Committer,
     lifetimes: Lifetimes,
     *,
-    executions: Executions,
+    admission: Admission,
     adoption: Adoption,
     pictures: Pictures,
 ) -> Videos:
     config = ground.config
-    admission = Admission(
-        region=config.region,
-        owner=ground.owner,
-        fleet=fleet,
-        waiting=waiting,
-        lifetimes=lifetimes,
-        executions=executions,
-        jobs=ground.jobs,
-        policies=ground.policies,
-        late=LateRecords(jobs=ground.jobs, scope=ground.scope, clock=ground.clock),
-        scope=ground.scope,
-        clock=ground.clock,
-        metrics=ground.metrics,
-        patience_s=config.jobs.admit_patience_s,
-    )
     sources = Sources(
         region=config.region,
         owner=ground.owner,

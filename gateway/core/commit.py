@@ -15,15 +15,16 @@ import structlog
 from grpc import aio
 from reelmesh.v1 import job_service_pb2, node_service_pb2, video_pb2
 
-from gateway.core.execution import Disowned, Execution
+from gateway.core.execution import Disowned, Execution, Whole
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import OWN_DISK, Fault
 from gateway.errors import JobStoreAway
 from gateway.fleet.node_link import NodeLink
 from gateway.jobs import records
+from gateway.jobs.attempts import FIRST_ATTEMPT, ordinal_of
 from gateway.jobs.store import TERMINAL_STATUSES, JobStore
 from gateway.output.artifacts import ArtifactError, ArtifactStore, artifact_key, delete_video
-from gateway.output.spool import VideoBytes
+from gateway.output.spool import BytesGone, VideoBytes
 from gateway.output.spool_budget import SpoolFull
 from gateway.output.spool_file import SpoolFile
 from reelkit.clock import Clock
@@ -79,6 +80,8 @@ class Committer:
         self._retention_s = retention_s
         self._pending: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.on_stored: Callable[[job_service_pb2.JobRecord], None] = lambda _record: None
+        """Called with the record of each video that is complete and in the store."""
 
     def close(self) -> None:
         """Starts nothing more after answers; the scope is about to end."""
@@ -98,13 +101,13 @@ class Committer:
         forget = True
         try:
             return await self._commit(execution, event)
-        except (asyncio.CancelledError, Disowned):
+        except asyncio.CancelledError:
             # Where it has not ended, its next owner takes the bytes from the node.
             forget = execution.log.terminal is not None
             raise
         finally:
             execution.committing = False
-            if forget:
+            if forget and not execution.disowned:
                 self._later("release", self._release, link, execution)
 
     async def _commit(
@@ -120,18 +123,97 @@ class Committer:
             return OWN_DISK
         if not spooled.size or (sha256, spooled.size) != (result.sha256, result.size_bytes):
             return Fault("corrupt_video", "the video's bytes did not match their checksum")
-        result.attempt = event.attempt
-        result.cache = video_pb2.CACHE_STATUS_MISS
-        key = await self._write(spooled, execution, event.attempt)
+        # The first of the jobs that wait for it and is not ended by somebody else meanwhile.
+        while jobs := execution.jobs:
+            key = await self._write(spooled, jobs[0].video_id, event.attempt)
+            if key is None:
+                return _NO_STORE
+            try:
+                if await self._commit_job(jobs[0], result, key, jobs[0].log.attempt):
+                    execution.deliver(Whole(key, result))
+                    break
+            except Disowned:
+                jobs[0].on_disowned()
+        self._let_go_of_spool(execution)
+        return None
+
+    async def share(self, execution: Execution, whole: Whole) -> bool:
+        """Commits a job whose video was drawn for another; its record is terminal then.
+
+        Its artifact is its own, and so is that one's deletion. False: the video is nowhere
+        any more, and the job has to be run.
+
+        Raises:
+            Disowned: It has another owner.
+        """
+        spooled, attempt = execution.log.spooled, max(execution.log.attempt, FIRST_ATTEMPT)
+        size, sha256 = whole.result.size_bytes, whole.result.sha256
+        copy = artifact_key(execution.video_id, attempt)
+        key: str | None = copy
+        try:
+            await self._artifacts.copy(whole.key, copy, size=size, sha256=sha256)
+        except ArtifactError as error:
+            _log.info("artifact not copied", job_id=execution.video_id, error=str(error))
+            # It was deleted meanwhile, say: then the spool has it still.
+            key = None
+            if spooled.size == size:
+                key = await self._write(spooled, execution.video_id, attempt)
         if key is None:
-            return _NO_STORE
-        record = records.completed(
-            execution.record,
+            return False
+        await self._commit_job(execution, whole.result, key, attempt)
+        self._let_go_of_spool(execution)
+        return True
+
+    async def share_record(self, standing: job_service_pb2.JobRecord, whole: Whole) -> bool:
+        """The same for a job that this gateway owns and has not taken up again.
+
+        Raises:
+            JobStoreAway: Its end could not be written.
+        """
+        attempt = ordinal_of(standing.epoch, 1)
+        key = artifact_key(standing.video.id, attempt)
+        size, sha256 = whole.result.size_bytes, whole.result.sha256
+        try:
+            await self._artifacts.copy(whole.key, key, size=size, sha256=sha256)
+        except ArtifactError as error:
+            _log.info("artifact not copied", job_id=standing.video.id, error=str(error))
+            return False
+        ended = self._completed(standing, whole.result, key, attempt)
+        if not await self._jobs.finish(ended):
+            self.discard(key)
+        return True
+
+    def _completed(
+        self,
+        record: job_service_pb2.JobRecord,
+        drawn: video_pb2.CompletedEvent,
+        key: str,
+        attempt: int,
+    ) -> job_service_pb2.JobRecord:
+        """The record of one of the jobs that a video was drawn for."""
+        result = video_pb2.CompletedEvent()
+        result.CopyFrom(drawn)
+        result.attempt = attempt
+        result.cache = record.video.cache or video_pb2.CACHE_STATUS_MISS
+        if record.follows:
+            # Whom it follows pays.
+            result.gpu_seconds = 0.0
+        return records.completed(
+            record,
             result,
             artifact_key=key,
             now_s=self._clock.wall(),
             retention_s=self._retention_s,
         )
+
+    async def _commit_job(
+        self, execution: Execution, drawn: video_pb2.CompletedEvent, key: str, attempt: int
+    ) -> bool:
+        """Swaps one job's record to COMPLETED; False where another end won.
+
+        What was written under the key stays only where the record names it.
+        """
+        record = self._completed(execution.record, drawn, key, attempt)
         try:
             standing = await self._settle_patiently(execution, record)
         except asyncio.CancelledError:
@@ -145,10 +227,17 @@ class Committer:
             raise
         if standing is None or standing.artifact_key != key:
             self.discard(key)
-        else:
-            spooled.rebase(partial(self._artifacts.read, key))
+            return False
+        execution.log.rebase(partial(self._artifacts.read, key))
+        self.on_stored(standing)
+        return True
+
+    def _let_go_of_spool(self, execution: Execution) -> None:
+        """The spool's file goes once every log that reads it has an artifact of its own."""
+        run = execution.log.run
+        if run.stored:
+            run.spooled.rebase(_gone)
             execution.log.settle_memory()
-        return None
 
     async def fail(self, execution: Execution, error: video_pb2.FailedEvent) -> None:
         """Ends a job as failed, unless it has ended already.
@@ -285,19 +374,18 @@ class Committer:
 
     # --- the artifact ---
 
-    async def _write(self, spooled: VideoBytes, execution: Execution, attempt: int) -> str | None:
+    async def _write(self, spooled: VideoBytes, video_id: str, attempt: int) -> str | None:
         """The key under which the whole video now is; None: the store would not take it."""
         # Its own file: whoever ends the job meanwhile closes the spool's.
         whole = spooled.finished()
         try:
             for delay_s in (*_WRITE_DELAYS_S, None):
                 # A new one for each try: one that was given up may still be at work.
-                key = artifact_key(execution.video_id, attempt)
+                key = artifact_key(video_id, attempt)
                 try:
                     await self._artifacts.put(key, whole)
                 except ArtifactError as error:
-                    job_id = execution.video_id
-                    _log.warning("artifact not written", job_id=job_id, error=str(error))
+                    _log.warning("artifact not written", job_id=video_id, error=str(error))
                 else:
                     return key
                 if delay_s is not None:
@@ -369,3 +457,8 @@ _NO_STORE = Fault(
     of_node=False,
     client_may_retry=True,
 )
+
+
+async def _gone(_offset: int, _length: int) -> bytes:
+    """Where a log would read that has no artifact of its own."""
+    raise BytesGone

@@ -61,14 +61,21 @@ class Executions:
         """A new job; it stands in line, or has a node, when this returns."""
         ask, standing = ask_of(record.video.spec), self._standing(record)
         log = self._log(record, standing)
-        ticket = self._waiting.enter(record.video.id, ask, standing, log.requeue)
+        ticket = self._waiting.enter(record.video.id, ask, standing, log.tell_position)
+        return self._execution(record, log, ticket)
+
+    def following(self, record: job_service_pb2.JobRecord, leader: Execution) -> Execution:
+        """A job that shares another's run; see :meth:`gateway.core.sharing.Sharing.join`."""
+        ask, standing = ask_of(record.video.spec), self._standing(record)
+        log = self._log(record, standing, follows=leader.log)
+        ticket = self._waiting.ticket(record.video.id, ask, standing, log.tell_position)
         return self._execution(record, log, ticket)
 
     def adopted(self, record: job_service_pb2.JobRecord) -> Execution:
         """One whose former owner is gone; it goes on at the node that still runs it."""
         ask, standing = ask_of(record.video.spec), self._standing(record)
         log = self._log(record, standing)
-        ticket = self._waiting.ticket(record.video.id, ask, standing, log.requeue)
+        ticket = self._waiting.ticket(record.video.id, ask, standing, log.tell_position)
         execution = self._execution(record, log, ticket)
         execution.adopted_from = self._runs_at(record)
         # Whoever cancels it before its run begins anew must reach that node.
@@ -99,7 +106,13 @@ class Executions:
             came_at_s=now_s - age_s,
         )
 
-    def _log(self, record: job_service_pb2.JobRecord, standing: Standing) -> EventLog:
+    def _log(
+        self,
+        record: job_service_pb2.JobRecord,
+        standing: Standing,
+        *,
+        follows: EventLog | None = None,
+    ) -> EventLog:
         model = ask_of(record.video.spec).model
         queued = video_pb2.QueuedEvent(
             position=self._waiting.ahead(model, standing),
@@ -108,7 +121,15 @@ class Executions:
             durable=record.video.durable,
             spec=record.video.spec,
         )
-        return EventLog(video_id=record.video.id, new_bytes=self._new_bytes, queued=queued)
+        if follows is not None:
+            queued.position = follows.position
+        return EventLog(
+            video_id=record.video.id,
+            new_bytes=self._new_bytes,
+            queued=queued,
+            follows=None if follows is None else follows.run,
+            epoch=record.epoch,
+        )
 
     def _execution(
         self, record: job_service_pb2.JobRecord, log: EventLog, ticket: Ticket
@@ -131,6 +152,9 @@ class Executions:
         for link in self._fleet.links:
             if link.connected and link.holds(record.video.id):
                 return link
+        if record.follows:
+            # It shared a run that went by another's id.
+            return None
         last = next((a for a in reversed(record.attempts) if not a.cause), None)
         then = self._fleet.link(last.node_id) if last is not None else None
         return then if then is not None and then.connected else None

@@ -11,8 +11,9 @@ import structlog
 from reelmesh.v1 import video_pb2
 
 from gateway.core.commit import Committer
-from gateway.core.execution import Disowned, Execution
+from gateway.core.execution import Disowned, Execution, Whole
 from gateway.core.runner import Runner
+from gateway.core.sharing import Sharing
 from gateway.fleet.waiting import WaitingRoom
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
@@ -38,6 +39,7 @@ class Lifetimes:
     """The executions that this gateway owns, from admission until nobody needs them.
 
     Args:
+        sharing: The runs that jobs share.
         scope: Owns each job's task.
         client_grace_s: How long a job that nobody keeps runs on unwatched.
         linger_s: How long an ended one is kept, for readers that come back.
@@ -49,6 +51,7 @@ class Lifetimes:
         runner: Runner,
         waiting: WaitingRoom,
         committer: Committer,
+        sharing: Sharing,
         clock: Clock,
         scope: TaskScope,
         client_grace_s: float,
@@ -57,6 +60,7 @@ class Lifetimes:
         self._runner = runner
         self._waiting = waiting
         self._committer = committer
+        self._sharing = sharing
         self._clock = clock
         self._scope = scope
         self._client_grace_s = client_grace_s
@@ -101,6 +105,9 @@ class Lifetimes:
         self._idle.clear()
         execution.log.on_readers = partial(self._readers_changed, execution)
         execution.on_running = partial(self._note_running, execution)
+        execution.on_disowned = partial(self.disown, execution)
+        if execution.leader is None:
+            self._sharing.open(execution)
         left_s = execution.deadline_at_s - self._clock.monotonic()
         deadline = self._scope.spawn(
             self._expire(execution, left_s), name=f"deadline/{execution.video_id}"
@@ -115,7 +122,7 @@ class Lifetimes:
 
     async def _supervise(self, execution: Execution) -> None:
         try:
-            await self._runner.run(execution)
+            await self._run(execution)
         except asyncio.CancelledError as cancelled:
             # The task keeps it, with each frame of its traceback, and some refer to the task:
             # a circle that holds all of the job until a garbage collection comes by.
@@ -125,7 +132,21 @@ class Lifetimes:
             self.disown(execution)
         except Exception:  # noqa: BLE001 - the supervisor of jobs: one job's bug ends that job
             _log.exception("job broke off", job_id=execution.video_id)
+            execution.deliver(_BROKEN)
             await self._until_ended(execution, lambda: self._committer.fail(execution, _BROKEN))
+
+    async def _run(self, execution: Execution) -> None:
+        """Runs the job, or waits for the run that it shares."""
+        if execution.outcome is not None:
+            outcome = await execution.outcome
+            if isinstance(outcome, Whole):
+                if await self._committer.share(execution, outcome):
+                    return
+                self._sharing.lead(execution)
+            elif outcome is not None:
+                await self._committer.fail(execution, outcome)
+                return
+        await self._runner.run(execution)
 
     async def _until_ended(
         self, execution: Execution, write: Callable[[], Awaitable[None]]
@@ -145,20 +166,24 @@ class Lifetimes:
     def disown(self, execution: Execution) -> None:
         """Stops to own a job whose record says another: its run and its readers move on."""
         _log.info("job has another owner", job_id=execution.video_id)
-        execution.ended = True
-        execution.log.abandon()
-        if self._executions.get(execution.video_id) is execution:
-            del self._executions[execution.video_id]
+        execution.disowned = True
+        self._give_up(execution)
         task = execution.task
         if task is not None and not task.done() and task is not asyncio.current_task():
             task.cancel()
 
+    def _give_up(self, execution: Execution) -> None:
+        """The job is none of this gateway's any more."""
+        execution.ended = True
+        execution.log.abandon()
+        if self._executions.get(execution.video_id) is execution:
+            del self._executions[execution.video_id]
+
     def abort(self, execution: Execution, reason: str) -> None:
         """Ends one that was never recorded, as if it had never been."""
-        if execution.link is not None:
-            self._committer.stop_at_node(execution.link, execution, reason)
         execution.recorded.set()
-        self.disown(execution)
+        self._give_up(execution)
+        self._stop(execution, reason)
 
     def _note_running(self, execution: Execution) -> None:
         """Has the record say that it runs, and where, if it still does in a while."""
@@ -174,6 +199,7 @@ class Lifetimes:
     def _end(self, execution: Execution, deadline: asyncio.Task[None]) -> None:
         deadline.cancel()
         self._waiting.abandon(execution.ticket)
+        self._part(execution)
         self._live -= 1
         if not self._live:
             self._idle.set()
@@ -187,6 +213,16 @@ class Lifetimes:
         if self._lingering and not self._pruning and not self._closed:
             self._pruning = True
             self._scope.spawn(self._prune_in_time(), name="prune")
+
+    def _part(self, execution: Execution) -> None:
+        """A job that has ended shares no run; one that nobody waits for is stopped."""
+        self._sharing.close(execution)
+        leader = self._sharing.left(execution)
+        if self._closed:
+            return
+        self._sharing.regroup(execution)
+        if leader is not None:
+            self._stop_run(leader, execution.record.video.error.code or "client")
 
     async def _prune_in_time(self) -> None:
         """Drops each when its time has come, until there is none: no request need come."""
@@ -221,15 +257,24 @@ class Lifetimes:
         self._stop(execution, reason)
 
     def _stop(self, execution: Execution, reason: str) -> None:
-        """Ends the task of a job that has ended otherwise than by it."""
+        """Ends the task of a job that has ended otherwise than by it.
+
+        A run that others share goes on for them.
+        """
         if execution.task is None or execution.task.done():
             return
         if execution.record.video.status == video_pb2.VIDEO_STATUS_COMPLETED:
             # Its own commit has won and is about to say so.
             return
+        if not self._sharing.hand_on(execution):
+            self._stop_run(execution, reason)
+
+    def _stop_run(self, execution: Execution, reason: str) -> None:
+        self._sharing.close(execution)
         if execution.link is not None and not execution.committing:
             self._committer.stop_at_node(execution.link, execution, reason)
-        execution.task.cancel()
+        if execution.task is not None:
+            execution.task.cancel()
 
     # --- clients that leave ---
 
@@ -271,7 +316,9 @@ class Lifetimes:
         await asyncio.wait([waiting, timer], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         timer.cancel()
+        # Those that share a run before the one that leads it.
         left = [e for e in self._executions.values() if not e.ended]
+        left.sort(key=lambda execution: execution.leader is None)
         if left:
             _log.warning("jobs given up", jobs=len(left))
         for execution in left:

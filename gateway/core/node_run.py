@@ -71,6 +71,13 @@ _CLOSED = Fault("node_lost", "the node left the fleet")
 STALE_OWNER = Fault(
     "stale_owner", "another gateway has taken the job over", retryable=False, of_node=False
 )
+PAST_DEADLINE = Fault(
+    "deadline_exceeded",
+    "the job's deadline passed",
+    retryable=False,
+    of_node=False,
+    client_may_retry=True,
+)
 _STALE_OWNER_REASON = "STALE_OWNER"
 
 
@@ -95,13 +102,14 @@ class NodeRun:
 
         Cancellation gives up the stream; the node keeps the run for its grace time.
         """
+        execution.told_deadline_at_s = execution.run_deadline_at_s
         request = node_service_pb2.RunRequest(
             job_id=execution.video_id,
             epoch=execution.epoch,
             attempt=attempt,
             spec=execution.spec,
             tenant=_opaque(execution.record.tenant),
-            deadline_s=max(execution.deadline_at_s - self._clock.monotonic(), 0.001),
+            deadline_s=max(execution.told_deadline_at_s - self._clock.monotonic(), 0.001),
             canary=False,
             alone=execution.ticket.ask.alone,
             **{"try": try_},
@@ -181,17 +189,17 @@ class NodeRun:
         if kind == "started":
             execution.set_status(video_pb2.VIDEO_STATUS_RUNNING)
         elif kind == "progress":
-            progress = event.progress
-            execution.progress_percent = _percent(progress)
+            execution.note_progress(_percent(event.progress))
         execution.log.append(event, kind)
 
     def _enter_attempt(self, execution: Execution, attempt: int) -> None:
-        log = execution.log
-        if attempt != log.attempt:
-            if attempt < log.attempt:
-                raise ByteGap(f"attempt {attempt} after {log.attempt}")
-            former = execution.epoch > 1 and not log.attempt
-            log.begin(attempt, OWNER_LOST if former else "reattached")
+        # The run's, whose leader's own log may have ended.
+        run = execution.log.run
+        if attempt != run.attempt:
+            if attempt < run.attempt:
+                raise ByteGap(f"attempt {attempt} after {run.attempt}")
+            former = execution.epoch > 1 and not run.attempt
+            run.begin(attempt, OWNER_LOST if former else "reattached")
 
 
 def _opaque(tenant: str) -> str:
@@ -248,11 +256,5 @@ def _fault_of_event(failed: video_pb2.FailedEvent) -> Fault:
 
 def _fault_of_cancel(cancelled: video_pb2.CancelledEvent) -> Fault:
     if cancelled.reason == "deadline":
-        return Fault(
-            "deadline_exceeded",
-            "the job's deadline passed",
-            retryable=False,
-            of_node=False,
-            client_may_retry=True,
-        )
+        return PAST_DEADLINE
     return Fault("node_cancelled", "the node gave the run up", of_node=False)

@@ -17,7 +17,7 @@ from reelmesh.v1 import node_service_pb2, video_pb2
 from gateway.core.commit import Committer
 from gateway.core.execution import OWNER_LOST, Disowned, Execution
 from gateway.core.metrics import GatewayMetrics
-from gateway.core.node_run import STALE_OWNER, Busy, Fault, NodeRun
+from gateway.core.node_run import PAST_DEADLINE, STALE_OWNER, Busy, Fault, NodeRun
 from gateway.fleet.ejection import RetryBudget
 from gateway.fleet.node_link import NodeLink
 from gateway.fleet.nodes import Fleet
@@ -90,15 +90,19 @@ class Runner:
         the node is not cancelled by that.
         """
         course = _Course.of(execution)
-        for try_ in itertools.count(1):
+        # One that shared a run before has seen tries of that.
+        first = max(execution.log.tries, 1)
+        for try_ in itertools.count(first):
             fault = await self._try(execution, course, try_)
             if fault is None:
                 return
             if fault is STALE_OWNER:
                 raise Disowned
             _log.info("try failed", job_id=execution.video_id, attempt=try_, cause=fault.code)
-            if self._is_last(fault, course, try_):
-                await self._committer.fail(execution, self._verdict(fault, course, try_))
+            if self._is_last(fault, course, try_ - first + 1):
+                verdict = self._verdict(fault, course, try_ - first + 1)
+                execution.deliver(verdict)
+                await self._committer.fail(execution, verdict)
                 return
             execution.log.begin(ordinal_of(execution.epoch, try_ + 1), fault.code)
             await self._await_retry_budget()
@@ -113,7 +117,7 @@ class Runner:
             stop = course.stops.pop(link.node_id, None)
             if stop is not None:
                 stop.cancel()
-            execution.begin_attempt(attempt, try_, link.node_id, self._clock.wall())
+            execution.begin_attempt(attempt, link.node_id, self._clock.wall())
             if not course.started:
                 course.started = True
                 self._retries.note_start(self._clock.monotonic())
@@ -151,6 +155,9 @@ class Runner:
     ) -> Busy | Fault | None:
         with _tracer.start_as_current_span("gateway.run"):
             outcome = await self._node_run.run(execution, link, try_, attempt)
+        if outcome is PAST_DEADLINE and execution.run_deadline_at_s > execution.told_deadline_at_s:
+            # A job that came to share the run has more time than the node was told.
+            return replace(PAST_DEADLINE, retryable=True)
         if isinstance(outcome, node_service_pb2.NodeEvent):
             return await self._committer.complete(execution, link, outcome)
         return outcome

@@ -21,6 +21,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 from gateway.application import JPEG, MP4
 from gateway.output.artifact_write import RevocableWrite
 from gateway.output.local_file import KnownDigests, LocalFile, open_file
-from gateway.output.spool_file import SpoolFile
+from gateway.output.spool_file import NO_SUCH_THING, SpoolFile
 from gateway.output.threads import Threads
 
 T = TypeVar("T")
@@ -88,6 +89,18 @@ class ArtifactStore(Protocol):
         Raises:
             ArtifactError: The store failed, or took too long; then what is written later
                 is taken back, so another try needs a key of its own.
+        """
+        ...
+
+    async def copy(self, source: str, key: str, *, size: int, sha256: str) -> None:
+        """Gives an artifact a second key, whole or not at all; each is deleted for itself.
+
+        In a folder both name the same bytes, which are held against the digest; an object
+        store copies them without sending them here. Cancellation takes the copy back.
+
+        Raises:
+            ArtifactMissing: There is no such artifact.
+            ArtifactError: It is another one, or the store failed.
         """
         ...
 
@@ -273,6 +286,29 @@ class ObstoreArtifacts:
                 self._threads.submit(write.undo)
             raise
 
+    async def copy(self, source: str, key: str, *, size: int, sha256: str) -> None:
+        """See :meth:`ArtifactStore.copy`."""
+        copy = RevocableWrite(
+            partial(self._copy, source, key, size, sha256), partial(self._undo, key)
+        )
+        copying = self._threads.submit(copy.run)
+        try:
+            await self._result(copying, self._limits.write_timeout_s)
+        except BaseException:
+            if copy.give_up():
+                self._threads.submit(copy.undo)
+            raise
+
+    def _copy(self, source: str, key: str, size: int, sha256: str) -> None:
+        if self._folder is not None:
+            _link_local(self._folder, source, key, size=size, sha256=sha256)
+            return
+        obstore.copy(self._store, source, key)
+        found = obstore.head(self._store, key)["size"]
+        if found != size:
+            self._undo(key)
+            raise OSError(f"{source} has {found} bytes and not {size}")
+
     def _write(self, key: str, data: bytes | SpoolFile) -> None:
         if self._folder is not None and _put_local(self._folder, key, data):
             return
@@ -410,6 +446,26 @@ def _next_page(pages: Any) -> list[StoredArtifact] | None:
             modified_at_s = meta["last_modified"].timestamp()
             found.append(StoredArtifact(meta["path"], parts[1], modified_at_s))
     return found
+
+
+def _link_local(folder: Path, source: str, key: str, *, size: int, sha256: str) -> None:
+    """Gives a file a second name, if it is the right one."""
+    path = folder / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(folder / source, path)
+    except OSError as error:
+        if error.errno not in NO_SUCH_THING:
+            raise
+        # A file system without links: nobody knows the key yet, so it need not be whole at once.
+        shutil.copyfile(folder / source, path)
+    # By the new name: the other one may be gone by now.
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if (os.fstat(file.fileno()).st_size, found) == (size, sha256):
+            return
+    path.unlink()
+    raise OSError(f"{source} is not the video that was stored there")
 
 
 def _put_local(folder: Path, key: str, data: bytes | SpoolFile) -> bool:

@@ -1,30 +1,27 @@
 """The events of one job, written at the node's speed and read at each reader's own.
 
-One attempt is current at a time. When another begins, everything of the one before is
-void: its bytes go, and a reader that is still inside it gets RESTARTED next. Progress
-and previews are kept only in their newest form, so a reader that is behind sees them
-conflated; chunks of the current attempt and the terminal event are never missed. After
-FAILED or CANCELLED the bytes are void too, and a reader that is behind goes straight to
-the terminal event.
+What nodes say lies in a run's log (:mod:`gateway.output.run_log`), which jobs that share the
+run read together: each under its own id, with attempts and seqs counted as its own record
+does. When an attempt is superseded, a reader that is still inside it gets RESTARTED next.
+Progress and previews are conflated for a reader that is behind; chunks of the current attempt
+and the terminal event are never missed. After FAILED or CANCELLED the bytes are void for this
+job, and a reader that is behind goes straight to the terminal event.
 """
 
 from __future__ import annotations
 
 import asyncio
-import bisect
 from collections.abc import AsyncGenerator, Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from reelmesh.v1 import node_service_pb2, video_pb2
 
-from gateway.jobs.attempts import FIRST_ATTEMPT, seq_of
-from gateway.output.spool import BytesGone, VideoBytes
+from gateway.jobs.attempts import FIRST_ATTEMPT, attempt_of, ordinal_of, seq_of
+from gateway.output.run_log import RunEntry, RunLog
+from gateway.output.spool import BytesGone, ReadRange, VideoBytes
 from gateway.output.wire import NodeChunk, encode_chunk, encode_event
 
 T = TypeVar("T")
-
-# No device finishes steps faster, so progress that does comes in a burst (a replay).
-_BURST_S: Final = 0.005
 
 
 class LogAbandoned(Exception):  # noqa: N818 - named for what happened
@@ -38,26 +35,6 @@ class LogAbandoned(Exception):  # noqa: N818 - named for what happened
         self.seq = seq
 
 
-class _Entry:
-    """An event of the current attempt; a chunk's bytes are with the spool."""
-
-    __slots__ = ("event", "length", "offset", "seq")
-
-    def __init__(
-        self, seq: int, event: video_pb2.VideoEvent | None, offset: int = 0, length: int = 0
-    ) -> None:
-        self.seq = seq
-        self.event = event
-        """None for a chunk, and for one that a newer of its kind replaced."""
-        self.offset = offset
-        self.length = length
-        """More than 0 for a chunk alone."""
-
-
-def _seq(entry: _Entry) -> int:
-    return entry.seq
-
-
 class EventLog:
     """What happened to a job, for any number of readers.
 
@@ -65,6 +42,8 @@ class EventLog:
         video_id: Named in every event.
         new_bytes: Makes the spool of an attempt.
         queued: The snapshot that every reader gets first.
+        follows: The run of another job that this one shares; without, it has its own.
+        epoch: Of the job's owner; numbers the attempts of a run that it shares.
     """
 
     def __init__(
@@ -73,42 +52,101 @@ class EventLog:
         video_id: str,
         new_bytes: Callable[[], VideoBytes],
         queued: video_pb2.QueuedEvent,
+        follows: RunLog | None = None,
+        epoch: int = 1,
     ) -> None:
         self._video_id = video_id
         self._new_bytes = new_bytes
         self._queued = queued
+        self._epoch = epoch
         self._queued_changes = 0
         self._waiting = True
-        self._entries: list[_Entry] = []
-        self._published = 0
-        self._publishing: asyncio.TimerHandle | None = None
-        self._told_progress_at = 0.0
-        self._generation = 0
-        self._newest: dict[str, _Entry] = {}
-        self._bytes = new_bytes()
+        self._reason = ""
+        self._shift = 0
+        self._stored: ReadRange | None = None
         self._terminal: video_pb2.VideoEvent | None = None
+        self._void = False
         self._abandoned = False
         self._waiters: list[asyncio.Future[None]] = []
         self.attempt = 0
-        """Ordinal of the current attempt; 0 before the first."""
+        """Ordinal of the current attempt in this job's own count; 0 before the first."""
         self.readers = 0
         self.on_readers: Callable[[int], None] = lambda _readers: None
         """Called with the number of readers when it changed."""
+        self._follows = follows is not None
+        self._run = follows or RunLog(video_id=video_id, new_bytes=new_bytes)
+        self._run.join(self)
+        if self._run.attempt:
+            self.attempt_begun(self._run.attempt, "")
 
-    # --- the runner's side ---
+    # --- whose run it is ---
 
     @property
-    def spooled(self) -> VideoBytes:
-        """The current attempt's bytes."""
-        return self._bytes
+    def run(self) -> RunLog:
+        """What nodes say."""
+        return self._run
+
+    def follow(self, run: RunLog, reason: str) -> None:
+        """Reads the run of another job from now on; what its last one brought is void."""
+        self._run.leave(self)
+        self._follows, self._run = True, run
+        run.join(self)
+        if run.attempt:
+            self.attempt_begun(run.attempt, reason)
+        self._wake()
+
+    def lead(self, reason: str) -> None:
+        """Has a run of its own from now on; what the shared one brought is void."""
+        self._run.leave(self)
+        self._follows = False
+        self._run = RunLog(video_id=self._video_id, new_bytes=self._new_bytes)
+        self._run.join(self)
+        self._waiting = True
+        if self.attempt:
+            self.begin(self._next_attempt(), reason)
+
+    def number_of(self, attempt: int) -> int:
+        """This job's own ordinal of a run's current or next attempt."""
+        if not self._follows:
+            return attempt
+        return self.attempt if attempt == self._run.attempt else self._next_attempt()
 
     @property
-    def terminal(self) -> video_pb2.VideoEvent | None:
-        """The last event, once there is one."""
-        return self._terminal
+    def tries(self) -> int:
+        """The number of the current try among those of the job's present owner; 0: none yet."""
+        if not self.attempt:
+            return 0
+        epoch, try_ = attempt_of(self.attempt)
+        return try_ if epoch == self._epoch else 0
+
+    def _next_attempt(self) -> int:
+        return ordinal_of(self._epoch, self.tries + 1)
+
+    # --- what the run tells ---
+
+    @property
+    def done(self) -> bool:
+        """See :class:`gateway.output.run_log.Subscriber`."""
+        return self._terminal is not None and not self.readers
+
+    @property
+    def stored(self) -> bool:
+        """See :class:`gateway.output.run_log.Subscriber`."""
+        return self._stored is not None
+
+    def attempt_begun(self, attempt: int, reason: str) -> None:
+        """See :class:`gateway.output.run_log.Subscriber`."""
+        self.attempt = self._next_attempt() if self._follows else attempt
+        self._shift = seq_of(self.attempt, 0) - seq_of(attempt, 0)
+        self._reason = reason
+
+    def moved(self) -> None:
+        """See :class:`gateway.output.run_log.Subscriber`."""
+        self._waiting = False
+        self._wake()
 
     def requeue(self, position: int, eta_s: float | None) -> None:
-        """Takes a new position in the line; None: no node serves the model now."""
+        """See :class:`gateway.output.run_log.Subscriber`."""
         told_s = self._queued.eta_s if self._queued.HasField("eta_s") else None
         if self._queued.position == position and _alike(told_s, eta_s):
             return
@@ -124,110 +162,69 @@ class EventLog:
         self._waiting = True
         self._wake()
 
+    # --- the runner's side ---
+
+    @property
+    def spooled(self) -> VideoBytes:
+        """The current attempt's bytes."""
+        return self._run.spooled
+
+    @property
+    def terminal(self) -> video_pb2.VideoEvent | None:
+        """The last event, once there is one."""
+        return self._terminal
+
+    @property
+    def position(self) -> int:
+        """Jobs ahead of it, as readers were told last."""
+        return self._queued.position
+
+    def tell_position(self, position: int, eta_s: float | None) -> None:
+        """Takes the run's new place in the line, for all who share it."""
+        self._run.requeue(position, eta_s)
+
     def begin(self, attempt: int, reason: str) -> None:
         """Makes an attempt current; any but the first is announced with RESTARTED."""
-        if self.attempt:
-            self._reset()
-        if attempt > FIRST_ATTEMPT:
-            restarted = video_pb2.RestartedEvent(attempt=attempt, reason=reason)
-            seq = seq_of(attempt, 0)
-            self._entries.append(_Entry(seq, self._event(seq, restarted=restarted)))
-        self.attempt = attempt
-        self._publish()
-
-    def _reset(self) -> None:
-        self._generation += 1
-        self._entries = []
-        self._published = 0
-        self._newest = {}
-        self._bytes.void()
-        self._bytes = self._new_bytes()
+        self._run.begin(attempt, reason)
 
     def append(self, event: node_service_pb2.NodeEvent, kind: str) -> None:
-        """Takes an event of the current attempt, as the node numbered it.
-
-        Raises:
-            ByteGap: A chunk does not follow the one before.
-        """
-        if kind == "chunk":
-            data = memoryview(event.chunk.data)
-            self.append_chunk(NodeChunk(event.attempt, event.n, event.chunk.offset, data))
-            return
-        seq = seq_of(event.attempt, event.n)
-        if self._is_known(seq):
-            return
-        entry = _Entry(seq, self._event(seq, **{kind: getattr(event, kind)}))
-        self._entries.append(entry)
-        if kind == "started":
-            # What follows at once is a burst too.
-            self._told_progress_at = asyncio.get_running_loop().time()
-            self._publish()
-            return
-        former = self._newest.get(kind)
-        if former is not None:
-            former.event = None
-        self._newest[kind] = entry
-        self._publish_in_time()
+        """See :meth:`gateway.output.run_log.RunLog.append`."""
+        self._run.append(event, kind)
 
     def append_chunk(self, chunk: NodeChunk) -> None:
-        """The same with a chunk that was not decoded into a message.
-
-        Raises:
-            ByteGap: It does not follow the one before.
-        """
-        seq = seq_of(chunk.attempt, chunk.n)
-        if not self._is_known(seq):
-            self._bytes.append(chunk.offset, chunk.data)
-            self._entries.append(_Entry(seq, None, chunk.offset, len(chunk.data)))
-            self._publish()
-
-    def _is_known(self, seq: int) -> bool:
-        """Whether a node's replay overlaps what it has sent before."""
-        return bool(self._entries) and seq <= self._entries[-1].seq
-
-    def _publish(self) -> None:
-        """Lets readers see everything that is there."""
-        if self._publishing is not None:
-            self._publishing.cancel()
-            self._publishing = None
-        self._published = len(self._entries)
-        self._waiting = False
-        self._wake()
-
-    def _publish_in_time(self) -> None:
-        """The same, but only the last of a burst of progress is seen."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now - self._told_progress_at >= _BURST_S:
-            self._told_progress_at = now
-            self._publish()
-        elif self._publishing is None:
-            self._publishing = loop.call_later(_BURST_S, self._publish)
+        """See :meth:`gateway.output.run_log.RunLog.append_chunk`."""
+        self._run.append_chunk(chunk)
 
     def finish(self, terminal: video_pb2.VideoEvent) -> None:
         """Ends the log; what comes later is ignored."""
         if self._terminal is not None:
             return
-        if terminal.WhichOneof("event") != "completed":
-            self._reset()
         self._terminal = terminal
-        self._publish()
+        if terminal.WhichOneof("event") == "completed":
+            self._run.publish()
+        else:
+            self._leave()
+        self._wake()
         self.settle_memory()
+
+    def rebase(self, read: ReadRange) -> None:
+        """Bytes that have left memory come from the job's own artifact from now on."""
+        self._stored = read
 
     def abandon(self) -> None:
         """Sends every reader elsewhere; a log that has ended stays as it is."""
         if self._terminal is None:
             self._abandoned = True
-            self._reset()
+            self._leave()
             self._wake()
+
+    def _leave(self) -> None:
+        self._void = True
+        self._run.leave(self)
 
     def tell_durable(self, durable: bool) -> None:
         """Corrects what readers are told first, before the first of them reads."""
         self._queued.durable = durable
-
-    def _event(self, seq: int, **event: object) -> video_pb2.VideoEvent:
-        # The keyword is one of the oneof's names; mypy cannot follow that.
-        return video_pb2.VideoEvent(seq=seq, video_id=self._video_id, **event)  # type: ignore[arg-type]
 
     def _wake(self) -> None:
         if self._waiters:
@@ -255,35 +252,42 @@ class EventLog:
         self,
         after_seq: int,
         of_event: Callable[[video_pb2.VideoEvent], T],
-        of_chunk: Callable[[_Entry, int, bytes | memoryview], T],
+        of_chunk: Callable[[RunEntry, int, bytes | memoryview], T],
     ) -> AsyncGenerator[T]:
         self._count_reader(+1)
-        generation, cursor, queued_changes = -1, 0, -1
+        place: tuple[RunLog, int] | None = None
+        cursor, queued_changes = 0, -1
         try:
             while True:
                 if self._abandoned:
                     raise LogAbandoned(after_seq)
-                if generation != self._generation:
-                    generation = self._generation
-                    cursor = bisect.bisect_right(self._entries, after_seq, key=_seq)
+                run = self._run
+                if place is None or place[0] is not run or place[1] != run.generation:
+                    place = (run, run.generation)
+                    cursor = run.first_after(after_seq - self._shift)
                 if queued_changes != self._queued_changes and (self._waiting or queued_changes < 0):
                     queued_changes = self._queued_changes
                     queued = video_pb2.VideoEvent(video_id=self._video_id, queued=self._queued)
                     yield of_event(queued)
-                elif cursor < self._published:
-                    entry = self._entries[cursor]
+                elif not self._void and self._is_restarted(after_seq):
+                    restarted = self._restarted()
+                    after_seq = restarted.seq
+                    yield of_event(restarted)
+                elif not self._void and cursor < run.published:
+                    entry = run.entries[cursor]
                     cursor += 1
-                    if entry.seq <= after_seq:
+                    seq = entry.seq + self._shift
+                    if seq <= after_seq:
                         # A node replays to the next owner of a job what its reader had.
                         continue
                     if entry.length:
-                        data = await self._data(entry)
-                        if data is None or generation != self._generation:
+                        data = await self._data(run, entry)
+                        if data is None or place != (self._run, self._run.generation):
                             continue
-                        yield of_chunk(entry, self.attempt, data)
+                        yield of_chunk(entry, seq, data)
                     elif entry.event is not None:
-                        yield of_event(entry.event)
-                    after_seq = entry.seq
+                        yield of_event(self._own(entry.event, seq))
+                    after_seq = seq
                 elif self._terminal is not None:
                     yield of_event(self._terminal)
                     return
@@ -292,6 +296,27 @@ class EventLog:
         finally:
             self._count_reader(-1)
 
+    def _is_restarted(self, after_seq: int) -> bool:
+        return self.attempt > FIRST_ATTEMPT and after_seq < seq_of(self.attempt, 0)
+
+    def _restarted(self) -> video_pb2.VideoEvent:
+        return video_pb2.VideoEvent(
+            seq=seq_of(self.attempt, 0),
+            video_id=self._video_id,
+            restarted=video_pb2.RestartedEvent(attempt=self.attempt, reason=self._reason),
+        )
+
+    def _own(self, event: video_pb2.VideoEvent, seq: int) -> video_pb2.VideoEvent:
+        """An event of the run as this job tells it."""
+        if event.seq == seq and event.video_id == self._video_id:
+            return event
+        own = video_pb2.VideoEvent()
+        own.CopyFrom(event)
+        own.seq, own.video_id = seq, self._video_id
+        if own.HasField("started"):
+            own.started.attempt = self.attempt
+        return own
+
     def _count_reader(self, change: int) -> None:
         self.readers += change
         self.on_readers(self.readers)
@@ -299,27 +324,29 @@ class EventLog:
 
     def settle_memory(self) -> None:
         """Frees what an ended log need not hold while nobody reads it."""
-        if self._terminal is not None and not self.readers:
-            self._bytes.forget_recent()
+        if self.done:
+            self._run.settle_memory()
 
-    async def _data(self, entry: _Entry) -> bytes | memoryview | None:
+    async def _data(self, run: RunLog, entry: RunEntry) -> bytes | memoryview | None:
         """A chunk's bytes; None where they are void by now."""
-        data = self._bytes.recent(entry.offset)
+        data = run.spooled.recent(entry.offset)
         if data is not None:
             return data
+        if self._stored is not None:
+            return await self._stored(entry.offset, entry.length)
         try:
-            return await self._bytes.read(entry.offset, entry.length)
+            return await run.spooled.read(entry.offset, entry.length)
         except BytesGone:
             return None
 
     def _chunk_event(
-        self, entry: _Entry, attempt: int, data: bytes | memoryview
+        self, entry: RunEntry, seq: int, data: bytes | memoryview
     ) -> video_pb2.VideoEvent:
-        chunk = video_pb2.ChunkEvent(attempt=attempt, offset=entry.offset, data=bytes(data))
-        return video_pb2.VideoEvent(seq=entry.seq, video_id=self._video_id, chunk=chunk)
+        chunk = video_pb2.ChunkEvent(attempt=self.attempt, offset=entry.offset, data=bytes(data))
+        return video_pb2.VideoEvent(seq=seq, video_id=self._video_id, chunk=chunk)
 
-    def _chunk_encoded(self, entry: _Entry, attempt: int, data: bytes | memoryview) -> bytes:
-        return encode_chunk(entry.seq, self._video_id, attempt, entry.offset, data)
+    def _chunk_encoded(self, entry: RunEntry, seq: int, data: bytes | memoryview) -> bytes:
+        return encode_chunk(seq, self._video_id, self.attempt, entry.offset, data)
 
     async def _change(self) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

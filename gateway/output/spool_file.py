@@ -13,7 +13,7 @@ Piece = bytes | memoryview
 
 _PIECE_BYTES: Final = 1024 * 1024
 # What a file system without nameless files, or without links between folders, answers.
-_NO_SUCH_THING: Final = frozenset(
+NO_SUCH_THING: Final = frozenset(
     (errno.EXDEV, errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EINVAL)
 )
 
@@ -79,7 +79,7 @@ class SpoolFile:
             source = f"/proc/self/fd/{self._descriptor}"
             os.link(source, path, src_dir_fd=self._descriptor, follow_symlinks=True)
         except OSError as error:
-            if error.errno in _NO_SUCH_THING:
+            if error.errno in NO_SUCH_THING:
                 return False
             raise
         return True
@@ -95,7 +95,7 @@ def _open_nameless(directory: Path) -> int:
         try:
             return os.open(directory, flags | os.O_RDWR, 0o600)
         except OSError as error:
-            if error.errno not in _NO_SUCH_THING:
+            if error.errno not in NO_SUCH_THING:
                 raise
     descriptor, name = tempfile.mkstemp(dir=directory)
     Path(name).unlink()

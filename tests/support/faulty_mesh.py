@@ -203,7 +203,11 @@ async def _through_proxies(
             # etcd: its members speak to one another directly.
             processes.append(each)
             continue
-        config = _merged(each.config, settings.get(each.role, {}))
+        config = each.config
+        if each.role == "gateway":
+            # The same is asked for again and again, and is to be drawn each time.
+            config = {**config, "cache": {"enabled": False}}
+        config = _merged(config, settings.get(each.role, {}))
         await _rewire(each, config, by_address, links)
         processes.append(dataclasses.replace(each, config=config))
     return dataclasses.replace(plan, processes=tuple(processes))

@@ -39,6 +39,8 @@ def gateway_config(tmp_path: Path, **changes: Any) -> GatewayConfig:
         },
         "control_plane": {"endpoints": ["127.0.0.1:1"]},
         "jobs": {"store": "memory"},
+        # Tests ask for the same again and again, and mean another video.
+        "cache": {"enabled": False},
     }
     for name, change in changes.items():
         if isinstance(change, dict):
@@ -79,7 +81,7 @@ class Gateway:
         self, *, streamed: bool = False, caller: Caller = ME, prompt: str = "a ball", **fields: Any
     ) -> video_pb2.Video:
         """Creates; options are told apart from the spec's fields by their names."""
-        named = {"idempotency_key", "durable", "deadline_s", "supersedes", "priority"}
+        named = {"idempotency_key", "durable", "deadline_s", "supersedes", "priority", "no_cache"}
         options = video_service_pb2.CreateOptions(
             **{name: fields.pop(name) for name in named & fields.keys()}
         )

@@ -119,9 +119,15 @@ def launch_up(state_dir: Path, *arguments: str) -> RunningMesh:
     """Starts ``reelmesh up`` and returns at once."""
     output = state_dir.with_name(f"{state_dir.name}.out")
     command = [sys.executable, "-m", "reelmesh_cli", "up", "--state-dir", str(state_dir)]
+    # Tests ask for the same again and again, and mean another video.
+    environment = {"REELMESH_GATEWAY__CACHE__ENABLED": "false", **os.environ}
     with output.open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--threads", "1", *arguments], stdout=log, stderr=log, cwd=state_dir.parent
+            [*command, "--threads", "1", *arguments],
+            stdout=log,
+            stderr=log,
+            cwd=state_dir.parent,
+            env=environment,
         )
     return RunningMesh(process, state_dir, output)
 

@@ -69,15 +69,29 @@ class _CacheStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheStat
     DESCRIPTOR: _descriptor.EnumDescriptor
     CACHE_STATUS_UNSPECIFIED: _CacheStatus.ValueType  # 0
     CACHE_STATUS_MISS: _CacheStatus.ValueType  # 1
+    """Drawn for this request."""
     CACHE_STATUS_HIT: _CacheStatus.ValueType  # 2
+    """A finished video of an equal request."""
     CACHE_STATUS_SHARED: _CacheStatus.ValueType  # 3
+    """What was being drawn for an equal request."""
+    CACHE_STATUS_REFRESHED: _CacheStatus.ValueType  # 4
+    """Drawn for this request, since it asked for that."""
+    CACHE_STATUS_BYPASSED: _CacheStatus.ValueType  # 5
+    """Drawn for this request, since its tenant or the gateway has no cache."""
 
 class CacheStatus(_CacheStatus, metaclass=_CacheStatusEnumTypeWrapper): ...
 
 CACHE_STATUS_UNSPECIFIED: CacheStatus.ValueType  # 0
 CACHE_STATUS_MISS: CacheStatus.ValueType  # 1
+"""Drawn for this request."""
 CACHE_STATUS_HIT: CacheStatus.ValueType  # 2
+"""A finished video of an equal request."""
 CACHE_STATUS_SHARED: CacheStatus.ValueType  # 3
+"""What was being drawn for an equal request."""
+CACHE_STATUS_REFRESHED: CacheStatus.ValueType  # 4
+"""Drawn for this request, since it asked for that."""
+CACHE_STATUS_BYPASSED: CacheStatus.ValueType  # 5
+"""Drawn for this request, since its tenant or the gateway has no cache."""
 Global___CacheStatus: _TypeAlias = CacheStatus  # noqa: Y015
 
 @_typing.final
@@ -279,6 +293,7 @@ class Video(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     REMIXED_FROM_VIDEO_ID_FIELD_NUMBER: _builtins.int
     BATCH_ID_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     status: Global___VideoStatus.ValueType
     progress_percent: _builtins.int
@@ -293,6 +308,8 @@ class Video(_message.Message):
     """The video whose prompt was changed to make this one."""
     batch_id: _builtins.str
     """The batch that it belongs to."""
+    cache: Global___CacheStatus.ValueType
+    """Whether it is drawn, shares what is drawn for another, or was answered from the cache."""
     @_builtins.property
     def spec(self) -> Global___ResolvedSpec: ...
     @_builtins.property
@@ -323,10 +340,11 @@ class Video(_message.Message):
         priority: _tenant_pb2.Priority.ValueType = ...,
         remixed_from_video_id: _builtins.str = ...,
         batch_id: _builtins.str = ...,
+        cache: Global___CacheStatus.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed_at", b"completed_at", "created_at", b"created_at", "error", b"error", "expires_at", b"expires_at", "result", b"result", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "batch_id", b"batch_id", "completed_at", b"completed_at", "created_at", b"created_at", "durable", b"durable", "error", b"error", "expires_at", b"expires_at", "id", b"id", "priority", b"priority", "progress_percent", b"progress_percent", "region", b"region", "remixed_from_video_id", b"remixed_from_video_id", "result", b"result", "spec", b"spec", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "batch_id", b"batch_id", "cache", b"cache", "completed_at", b"completed_at", "created_at", b"created_at", "durable", b"durable", "error", b"error", "expires_at", b"expires_at", "id", b"id", "priority", b"priority", "progress_percent", b"progress_percent", "region", b"region", "remixed_from_video_id", b"remixed_from_video_id", "result", b"result", "spec", b"spec", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

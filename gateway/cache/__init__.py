@@ -1,0 +1,1 @@
+"""What was drawn once and need not be drawn, or fetched, again."""
