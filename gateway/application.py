@@ -97,6 +97,8 @@ class Download:
     file: FileBytes | None = None
     """The same bytes, all of them, where they were asked for so and are a file. The caller's
     to close."""
+    cache: video_pb2.CacheStatus.ValueType = video_pb2.CACHE_STATUS_UNSPECIFIED
+    """How the video came to be; of another region's, whether the bytes were here (HIT)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,6 +221,20 @@ class CacheConfig(Settings):
         "get a video that was drawn before; no_cache asks for another, and a tenant's policy may "
         "turn it off or share it with other tenants.",
     )
+    max_bytes: int = Field(
+        default=16 * 1024**3,
+        ge=1024 * 1024,
+        description="Bytes of the finished videos that the index names. They lie in the artifact "
+        "store in any case, for as long as their jobs do; what is asked for more often stays. "
+        "16 GiB are 8,000 clips of 2 MiB.",
+    )
+    max_entries: int = Field(
+        default=16_384,
+        ge=16,
+        le=1_000_000,
+        description="And how many, some 2 kB of memory each; a video counts as one for each "
+        "max_bytes / max_entries that it has, at least one.",
+    )
     max_followers: int = Field(
         default=10_000,
         ge=1,

@@ -125,6 +125,7 @@ class AsyncTextToVideoGenerator:
         durable: bool = False,
         deadline_s: float | None = None,
         priority: Priority | None = None,
+        no_cache: bool = False,
         timeout_s: float | None = None,
         on_progress: Progress | None = None,
         progress: bool | None = None,
@@ -140,6 +141,9 @@ class AsyncTextToVideoGenerator:
             deadline_s: Seconds after which the mesh itself drops the job.
             priority: ``interactive`` goes before ``batch``; the tenant's by default, which
                 is the highest that it may ask for.
+            no_cache: A video that is drawn for this call. Without it one that was drawn
+                for the same request may answer, of any seed where none is given; the
+                result's ``cache`` says so.
             timeout_s: Seconds for this call, instead of the client's.
             on_progress: Called with each event; may be a coroutine function. What it
                 raises ends the call and cancels the video.
@@ -163,6 +167,7 @@ class AsyncTextToVideoGenerator:
             durable=durable,
             deadline_s=deadline_s,
             priority=check_priority(priority),
+            no_cache=no_cache,
             timeout_s=self._timeout_s if timeout_s is None else timeout_s,
             max_retries=self._max_retries,
             traceparent=new_traceparent(),
@@ -201,6 +206,7 @@ class AsyncTextToVideoGenerator:
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
         priority: Priority | None = None,
+        no_cache: bool = False,
         **settings: Unpack[VideoSettings],
     ) -> VideoRecord:
         """Starts a video and returns at once; it runs whether anybody watches or not.
@@ -214,6 +220,7 @@ class AsyncTextToVideoGenerator:
                 durable=True,
                 deadline_s=deadline_s,
                 priority=check_priority(priority),
+                no_cache=no_cache,
             ),
         )
 

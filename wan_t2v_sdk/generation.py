@@ -73,6 +73,8 @@ class GenerationOrder:
     """The job's own deadline, kept by the gateway."""
     priority: Priority.ValueType = tenant_pb2.PRIORITY_UNSPECIFIED
     """Unspecified: the tenant's."""
+    no_cache: bool = False
+    """Drawn for this call, whatever there is."""
     timeout_s: float
     max_retries: int
     traceparent: str
@@ -275,6 +277,7 @@ class Generation:
             deadline_s=self._order.deadline_s,
             supersedes=self._supersedes,
             priority=self._order.priority,
+            no_cache=self._order.no_cache,
         )
         call = connection.videos.GenerateVideo(
             video_service_pb2.GenerateVideoRequest(spec=self._order.spec, options=options),

@@ -18,6 +18,8 @@ _CACHE: dict[int, str] = {
     video_pb2.CACHE_STATUS_MISS: "miss",
     video_pb2.CACHE_STATUS_HIT: "hit",
     video_pb2.CACHE_STATUS_SHARED: "shared",
+    video_pb2.CACHE_STATUS_REFRESHED: "refreshed",
+    video_pb2.CACHE_STATUS_BYPASSED: "bypassed",
 }
 
 

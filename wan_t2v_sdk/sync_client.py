@@ -106,6 +106,7 @@ class TextToVideoGenerator:
         durable: bool = False,
         deadline_s: float | None = None,
         priority: Priority | None = None,
+        no_cache: bool = False,
         timeout_s: float | None = None,
         on_progress: OnProgress | None = None,
         progress: bool | None = None,
@@ -121,6 +122,9 @@ class TextToVideoGenerator:
             deadline_s: Seconds after which the mesh itself drops the job.
             priority: ``interactive`` goes before ``batch``; the tenant's by default, which
                 is the highest that it may ask for.
+            no_cache: A video that is drawn for this call. Without it one that was drawn
+                for the same request may answer, of any seed where none is given; the
+                result's ``cache`` says so.
             timeout_s: Seconds for this call, instead of the client's.
             on_progress: Called with each event, in this thread. A slow one misses some
                 of the progress; what it raises ends the call and cancels the video.
@@ -144,6 +148,7 @@ class TextToVideoGenerator:
                 durable=durable,
                 deadline_s=deadline_s,
                 priority=priority,
+                no_cache=no_cache,
                 timeout_s=timeout_s,
                 on_progress=tell,
                 progress=False,
@@ -180,6 +185,7 @@ class TextToVideoGenerator:
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
         priority: Priority | None = None,
+        no_cache: bool = False,
         **settings: Unpack[VideoSettings],
     ) -> VideoRecord:
         """Starts a video and returns at once; it runs whether anybody watches or not.
@@ -192,6 +198,7 @@ class TextToVideoGenerator:
                 idempotency_key=idempotency_key,
                 deadline_s=deadline_s,
                 priority=priority,
+                no_cache=no_cache,
                 **settings,
             )
         )

@@ -16,7 +16,15 @@ from control_plane.errors import SupersededError
 from control_plane.jobs.assignments import KeyElsewhere, region_in
 from control_plane.jobs.ledger import Ledger, Locks
 from control_plane.jobs.quota import Limits, day_of, refusal
-from control_plane.jobs.records import decode, encode, encode_live, ended, same_owner
+from control_plane.jobs.records import (
+    decode,
+    encode,
+    encode_live,
+    ended,
+    expires_at_ms,
+    same_end,
+    same_owner,
+)
 from control_plane.keys import Keys
 from control_plane.store.port import (
     Compare,
@@ -49,8 +57,11 @@ class _Creation:
         job_id, tenant = record.video.id, record.tenant
         self.puts = [
             Put(self.job_key, encode(record)),
-            Put(keys.live_job(tenant, job_id), encode_live(record)),
             Put(keys.tenant_jobs(tenant) + job_id, b""),
+            # One that is answered from a cache begins with its end.
+            Put(keys.job_expiry(expires_at_ms(record), job_id), b"")
+            if ended(record)
+            else Put(keys.live_job(tenant, job_id), encode_live(record)),
         ]
         self._absent = absent(self.job_key)
         self.reads = [Get(self.job_key)]
@@ -70,6 +81,8 @@ class _Creation:
     def standing(self, found: KeyValue) -> Answer:
         """The answer where the job's id has a record."""
         standing = decode(found.value, revision=found.mod_revision)
+        if ended(self.record):
+            return standing, same_end(standing, self.record)
         return standing, same_owner(standing, self.record) and not ended(standing)
 
     def key_of(self, index: KeyValue | None) -> str | None:
@@ -108,6 +121,9 @@ class JobCreator:
     ) -> Answer:
         """See :meth:`control_plane.jobs.book.JobBook.create`."""
         creation = _Creation(record, self._keys, over_assignment=over_assignment)
+        if ended(record):
+            # It holds nothing of what is limited.
+            limits = Limits()
         async with self._turn(record.tenant, limits):
             for _ in range(MAX_TRIES if limits.none else MAX_LIMITED_TRIES):
                 within: list[Compare] = []

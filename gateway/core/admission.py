@@ -7,18 +7,20 @@ import math
 import secrets
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from reelmesh.v1 import job_service_pb2, tenant_pb2, video_pb2, video_service_pb2
 
 from gateway.application import Caller
+from gateway.core.answers import Answers
+from gateway.core.cache_metrics import CacheMetrics
 from gateway.core.execution import Execution
 from gateway.core.executions import Executions, ask_of
 from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
-from gateway.core.sharing import Sharing
+from gateway.core.sharing import Sharing, cache_status
 from gateway.errors import (
     FieldViolation,
     GatewayError,
@@ -43,6 +45,8 @@ from gateway.validation.request import resolve
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 from reelkit.tracing import outliving_context
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("gateway.admission")
 
@@ -71,7 +75,8 @@ class Admission:
         scope: Owns the step from a record to its run, which a client cannot break off.
         executions: Makes what runs.
         policies: What tenants may do.
-        sharing: The runs that a request may share.
+        answers: Finished videos that a request may have.
+        sharing: The runs that it may share.
         late: Sees to records that could not be written in time.
         patience_s: How long a streaming client waits for its job's record to be written
             before the job goes on without.
@@ -86,6 +91,7 @@ class Admission:
         waiting: WaitingRoom,
         lifetimes: Lifetimes,
         executions: Executions,
+        answers: Answers,
         sharing: Sharing,
         jobs: HomeJobs,
         policies: Policies,
@@ -93,6 +99,7 @@ class Admission:
         scope: TaskScope,
         clock: Clock,
         metrics: GatewayMetrics,
+        cache_metrics: CacheMetrics,
         patience_s: float,
     ) -> None:
         self._region = region
@@ -105,9 +112,11 @@ class Admission:
         self._late = late
         self._scope = scope
         self._executions = executions
+        self._answers = answers
         self._sharing = sharing
         self._clock = clock
         self._metrics = metrics
+        self._cache_metrics = cache_metrics
         self._patience_s = patience_s
         self._ids = VideoIds(region, clock=clock)
         self._begins = 0
@@ -156,40 +165,89 @@ class Admission:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
         urgency = self._standing(caller, options)
-        resolved = self._resolve(policy, spec, violations, unfit)
-        seeded = spec.HasField("seed")
-        key = self._sharing.execution_key(caller.tenant, resolved, seeded=seeded)
-        leader = None if options.no_cache else self._sharing.leader_for(caller.tenant, key)
+        record = self._draft(caller, spec, options, violations, unfit)
+        record.request_digest, record.keep = digest, keep
+        records.check_size(record)
+        leader = None
+        if record.execution_key and not options.no_cache:
+            video = await self._answer(record, policy, over_assignment=over_assignment)
+            if video is not None:
+                return video
+            await self._sharing.settled(record)
+            leader = self._sharing.leader_for(caller.tenant, record.execution_key)
         if leader is None:
-            self._check_room(resolved, urgency)
-            gpu_seconds = self._gpu_seconds(resolved)
+            self._check_room(record.video.spec, urgency)
+            gpu_seconds = self._gpu_seconds(record.video.spec)
         else:
-            resolved.seed = leader.spec.seed
             # In case that it comes to pay.
             gpu_seconds = leader.record.reservation.gpu_seconds
-        record = records.new_record(
-            video_id=self._ids.draw(),
-            region=self._region,
-            caller=caller,
-            spec=resolved,
-            options=options,
-            priority=granted(options.priority, policy),
-            digest=digest,
-            owner=self._owner,
-            durable=self._jobs.durable,
-            keep=keep,
-            now_s=self._clock.wall(),
-        )
         record.reservation.CopyFrom(reservation(gpu_seconds, now_s=self._clock.wall()))
-        record.execution_key = key
-        record.video.cache = _cache_status(key, options)
-        records.check_size(record)
-        # A client that leaves now leaves no record behind that nobody runs.
         beginning = self._beginning(record, leader, policy, over_assignment=over_assignment)
+        self._cache_metrics.request(record.video.cache)
+        return await self._to_its_end(beginning)
+
+    async def _to_its_end(self, beginning: Coroutine[Any, Any, T]) -> T:
+        """Sees to it that a client that leaves now leaves no record behind that nobody runs."""
         begun = self._scope.spawn(beginning, name="admit", fatal=False, context=outliving_context())
         self._begins += 1
         begun.add_done_callback(self._note_begun)
         return await asyncio.shield(begun)
+
+    def _draft(
+        self,
+        caller: Caller,
+        spec: video_pb2.VideoSpec,
+        options: video_service_pb2.CreateOptions,
+        violations: list[FieldViolation],
+        unfit: Mapping[str, int],
+    ) -> job_service_pb2.JobRecord:
+        """The record of a request that is right, before it is known what answers it."""
+        policy = self._policies.of(caller.tenant)
+        record = records.new_record(
+            video_id=self._ids.draw(),
+            region=self._region,
+            caller=caller,
+            spec=self._resolve(policy, spec, violations, unfit),
+            options=options,
+            priority=granted(options.priority, policy),
+            digest="",
+            owner=self._owner,
+            durable=self._jobs.durable,
+            keep=False,
+            now_s=self._clock.wall(),
+        )
+        record.execution_key = self._sharing.execution_key(
+            caller.tenant, record.video.spec, seeded=spec.HasField("seed")
+        )
+        record.video.cache = cache_status(record.execution_key, no_cache=options.no_cache)
+        return record
+
+    # --- what is there already ---
+
+    async def _answer(
+        self,
+        record: job_service_pb2.JobRecord,
+        policy: tenant_pb2.TenantPolicy,
+        *,
+        over_assignment: bool,
+    ) -> video_pb2.Video | None:
+        """A video that is finished already; None: there is none."""
+        if not self._answers.has(record.tenant, record.execution_key):
+            return None
+        must_stand = record.keep or bool(record.idempotency_key) or is_counted(policy)
+        standing = await self._to_its_end(
+            self._answers.begin(
+                record,
+                patience_s=None if must_stand else self._patience(),
+                over_assignment=over_assignment,
+            )
+        )
+        if standing is None:
+            return None
+        self._cache_metrics.request(standing.video.cache)
+        return self._again(standing, keep=record.keep)
+
+    # --- what is drawn ---
 
     def _beginning(
         self,
@@ -202,6 +260,7 @@ class Admission:
         must_stand = bool(record.idempotency_key) or is_counted(policy)
         if leader is not None:
             record.video.cache = video_pb2.CACHE_STATUS_SHARED
+            record.video.spec.seed = leader.spec.seed
             record.follows = leader.video_id
             as_made = copied(record)
             return self._begin_following(
@@ -211,6 +270,7 @@ class Admission:
                 over_assignment=over_assignment,
             )
         if must_stand:
+            self._sharing.comes(record)
             return self._begin_after_record(record, over_assignment=over_assignment)
         return self._begin(record)
 
@@ -230,7 +290,7 @@ class Admission:
                 return None
             raise
 
-    def _note_begun(self, begun: asyncio.Task[video_pb2.Video]) -> None:
+    def _note_begun(self, begun: asyncio.Task[T]) -> None:
         self._begins -= 1
         if not begun.cancelled():
             # Its client may have left: then nobody else looks at it.
@@ -240,6 +300,14 @@ class Admission:
         self, record: job_service_pb2.JobRecord, *, over_assignment: bool
     ) -> video_pb2.Video:
         """Records the job, then starts it: its key may have a video, or its tenant no quota."""
+        try:
+            return await self._begin_if_made(record, over_assignment=over_assignment)
+        finally:
+            self._sharing.came(record)
+
+    async def _begin_if_made(
+        self, record: job_service_pb2.JobRecord, *, over_assignment: bool
+    ) -> video_pb2.Video:
         try:
             standing, created = await self._jobs.create(record, over_assignment=over_assignment)
         except JobStoreAway:
@@ -422,12 +490,3 @@ class Admission:
                 f"{number(round(deadline_s, 3))} s",
                 retry_after_s=max(wait_s, 1.0),
             )
-
-
-def _cache_status(
-    key: str, options: video_service_pb2.CreateOptions
-) -> video_pb2.CacheStatus.ValueType:
-    """Of a video that is drawn for the request."""
-    if not key:
-        return video_pb2.CACHE_STATUS_BYPASSED
-    return video_pb2.CACHE_STATUS_REFRESHED if options.no_cache else video_pb2.CACHE_STATUS_MISS

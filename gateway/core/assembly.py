@@ -12,9 +12,11 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
+from gateway.cache.index import Index
 from gateway.config import GatewayConfig
 from gateway.core.admission import Admission
 from gateway.core.adoption import Adoption
+from gateway.core.caching import Caching, make_caching
 from gateway.core.commit import Committer
 from gateway.core.contents import Contents
 from gateway.core.executions import Executions
@@ -76,6 +78,8 @@ class Core:
     jobs: JobStore
     artifacts: ArtifactStore
     metrics: GatewayMetrics
+    cache: Index
+    """Finished videos that may answer requests; a rollback purges it."""
     scope: TaskScope
     """Owns jobs and node streams; its failure is the gateway's."""
 
@@ -87,6 +91,7 @@ class _Ground:
     config: GatewayConfig
     clock: Clock
     metrics: GatewayMetrics
+    registry: CollectorRegistry
     scope: TaskScope
     jobs: HomeJobs
     artifacts: ArtifactStore
@@ -122,19 +127,19 @@ async def open_core(
         stack.push_async_callback(threads.close, _THREADS_CLOSE_S)
         fleet, waiting = _routing(ground, links)
         committer = _committer(ground)
-        sharing = _sharing(ground, committer)
-        lifetimes = _lifetimes(ground, fleet, waiting, committer, sharing)
+        caching = _caching(ground, committer)
+        lifetimes = _lifetimes(ground, fleet, waiting, committer, caching.sharing)
         stack.callback(lifetimes.close)
         executions = _executions(ground, fleet, waiting, threads)
         superseded = Superseded(lifetimes=lifetimes, clock=ground.clock, scope=ground.scope)
-        adoption = _adoption(ground, executions, lifetimes, committer, superseded, sharing)
+        adoption = _adoption(ground, executions, lifetimes, committer, superseded, caching.sharing)
         videos = _videos(
             ground,
             fleet,
             waiting,
             committer,
             lifetimes,
-            admission=_admission(ground, fleet, waiting, lifetimes, executions, sharing),
+            admission=_admission(ground, fleet, waiting, lifetimes, executions, caching),
             adoption=adoption,
             pictures=_pictures(ground, stack),
         )
@@ -153,6 +158,7 @@ async def open_core(
             jobs=ground.jobs,
             artifacts=ground.artifacts,
             metrics=ground.metrics,
+            cache=caching.index,
             scope=ground.scope,
         )
 
@@ -195,6 +201,7 @@ async def _ground(
         config=config,
         clock=clock,
         metrics=GatewayMetrics(registry),
+        registry=registry,
         scope=scope,
         jobs=HomeJobs(region=region_jobs, own=MemoryJobStore(max_records=config.jobs.max_records)),
         artifacts=artifacts,
@@ -265,17 +272,24 @@ def _committer(ground: _Ground) -> Committer:
     )
 
 
-def _sharing(ground: _Ground, committer: Committer) -> Sharing:
-    cache = ground.config.cache
-    sharing = Sharing(
-        policies=ground.policies, enabled=cache.enabled, max_followers=cache.max_followers
+def _caching(ground: _Ground, committer: Committer) -> Caching:
+    config = ground.config
+    return make_caching(
+        config.cache,
+        policies=ground.policies,
+        jobs=ground.jobs,
+        late=_late(ground),
+        artifacts=ground.artifacts,
+        committer=committer,
+        clock=ground.clock,
+        retention_s=config.artifacts.retention_s,
+        metrics=ground.metrics,
+        registry=ground.registry,
     )
-    # Whoever owns it next must know.
-    sharing.on_pays = committer.note
-    ground.metrics.watch_figure(
-        "jobs_sharing", "Jobs that wait for another's run.", lambda: float(sharing.following)
-    )
-    return sharing
+
+
+def _late(ground: _Ground) -> LateRecords:
+    return LateRecords(jobs=ground.jobs, scope=ground.scope, clock=ground.clock)
 
 
 def _lifetimes(
@@ -369,7 +383,7 @@ def _admission(
     waiting: WaitingRoom,
     lifetimes: Lifetimes,
     executions: Executions,
-    sharing: Sharing,
+    caching: Caching,
 ) -> Admission:
     return Admission(
         region=ground.config.region,
@@ -378,13 +392,15 @@ def _admission(
         waiting=waiting,
         lifetimes=lifetimes,
         executions=executions,
-        sharing=sharing,
+        answers=caching.answers,
+        sharing=caching.sharing,
         jobs=ground.jobs,
         policies=ground.policies,
-        late=LateRecords(jobs=ground.jobs, scope=ground.scope, clock=ground.clock),
+        late=_late(ground),
         scope=ground.scope,
         clock=ground.clock,
         metrics=ground.metrics,
+        cache_metrics=caching.metrics,
         patience_s=ground.config.jobs.admit_patience_s,
     )
 

@@ -127,6 +127,7 @@ class Contents:
             sha256=result.sha256,
             chunks=self.told(chunks, video_id),
             file=file,
+            cache=record.video.cache,
         )
 
     async def _picture(

@@ -49,6 +49,8 @@ class Sharing:
         self._max_followers = max_followers
         self._leaders: dict[Place, Execution] = {}
         self._places: dict[Execution, tuple[Place, ...]] = {}
+        # Leaders-to-be whose records are being written.
+        self._coming: dict[Place, asyncio.Event] = {}
         self._followers: set[Execution] = set()
         self.on_pays: Callable[[Execution], None] = lambda _execution: None
         """Called with a job that pays for its run from now on."""
@@ -68,22 +70,51 @@ class Sharing:
 
     def open(self, execution: Execution) -> None:
         """Lets others share a run that begins."""
-        tenant = execution.record.tenant
-        shelf = shelf_of(tenant, self._policies.of(tenant))
-        if not self._enabled or shelf is None or not execution.record.execution_key:
-            return
-        spec = execution.spec
-        places = tuple((shelf, video_key(spec, seeded=seeded)) for seeded in (True, False))
-        self._places[execution] = places
+        places = self._places_of(execution.record)
+        if places:
+            self._places[execution] = places
         for place in places:
             # The newest of several: its run lasts longest.
             self._leaders[place] = execution
+
+    def _places_of(self, record: job_service_pb2.JobRecord) -> tuple[Place, ...]:
+        """Where others find it: under its seed, and where any will do."""
+        shelf = shelf_of(record.tenant, self._policies.of(record.tenant))
+        if not self._enabled or shelf is None or not record.execution_key:
+            return ()
+        spec = record.video.spec
+        return tuple((shelf, video_key(spec, seeded=seeded)) for seeded in (True, False))
 
     def close(self, execution: Execution) -> None:
         """Lets nobody share it any more."""
         for place in self._places.pop(execution, ()):
             if self._leaders.get(place) is execution:
                 del self._leaders[place]
+
+    # --- those that are about to lead ---
+
+    def comes(self, record: job_service_pb2.JobRecord) -> None:
+        """A job will lead once its record stands, if that is made."""
+        for place in self._places_of(record):
+            self._coming.setdefault(place, asyncio.Event())
+
+    def came(self, record: job_service_pb2.JobRecord) -> None:
+        """It does, or will not."""
+        for place in self._places_of(record):
+            event = self._coming.pop(place, None)
+            if event is not None:
+                event.set()
+
+    async def settled(self, record: job_service_pb2.JobRecord) -> None:
+        """Waits for a job that is about to lead where this one would look."""
+        tenant = record.tenant
+        for shelf in shelves(tenant, self._policies.of(tenant)):
+            event = self._coming.get((shelf, record.execution_key))
+            if event is not None:
+                await event.wait()
+                return
+
+    # --- joining ---
 
     def leader_for(self, tenant: str, execution_key: str) -> Execution | None:
         """A run that may answer a request; None: there is none.
@@ -182,3 +213,10 @@ class Sharing:
         execution.record.video.cache = video_pb2.CACHE_STATUS_MISS
         self.pays(execution)
         self.open(execution)
+
+
+def cache_status(execution_key: str, *, no_cache: bool) -> video_pb2.CacheStatus.ValueType:
+    """Of a video that is drawn for its request."""
+    if not execution_key:
+        return video_pb2.CACHE_STATUS_BYPASSED
+    return video_pb2.CACHE_STATUS_REFRESHED if no_cache else video_pb2.CACHE_STATUS_MISS

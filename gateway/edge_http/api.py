@@ -26,6 +26,7 @@ from gateway.edge.config import EdgeConfig
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_http.batches import BatchRoutes
 from gateway.edge_http.body import read_create_request
+from gateway.edge_http.cache_headers import cache_headers, wants_fresh
 from gateway.edge_http.content import send_content
 from gateway.edge_http.docs_page import page
 from gateway.edge_http.json_values import dumps
@@ -147,13 +148,16 @@ class _Routes:
         if key:
             wish.options.idempotency_key = key
         wish.options.remixed_from_video_id = original
+        wish.options.no_cache = wants_fresh(request)
         try:
             video = await self._application.create(
                 request[CALLER], wish.spec, wish.options, streamed=False, unfit=wish.unfit
             )
         except errors.InvalidRequest as error:
             raise wish.in_clients_words(error) from None
-        return _json(video_object(video), headers={hdrs.LOCATION: f"/v1/videos/{video.id}"})
+        headers = cache_headers(video)
+        headers[hdrs.LOCATION] = f"/v1/videos/{video.id}"
+        return _json(video_object(video), headers=headers)
 
     async def list_page(self, request: web.Request) -> web.StreamResponse:
         order = request.query.get("order", "desc")
@@ -171,7 +175,8 @@ class _Routes:
         return _json(video_list(videos, has_more=token != ""))
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        return _json(video_object(await self._application.get(request[CALLER], _video_id(request))))
+        video = await self._application.get(request[CALLER], _video_id(request))
+        return _json(video_object(video), headers=cache_headers(video))
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         video_id = _video_id(request)

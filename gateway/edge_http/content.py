@@ -15,6 +15,7 @@ from gateway import errors
 from gateway.application import Caller, Download, Variant, VideoApplication
 from gateway.edge.config import EdgeConfig
 from gateway.edge.streams import closing
+from gateway.edge_http.cache_headers import content_headers
 from gateway.edge_http.follow import follow_content
 from gateway.edge_http.links import send_link
 from gateway.edge_http.query import flag
@@ -148,6 +149,7 @@ class _Content:
             self.answered = web.Response(status=304, headers={hdrs.ETAG: etag})
             return
         self.part = _wanted(request, total=total, etag=etag)
+        headers.update(content_headers(download))
         headers[hdrs.CONTENT_LENGTH] = str(self.part.stop - self.part.start)
         status = 200
         if self.part != ByteRange(0, total):

@@ -21,6 +21,15 @@ _STATUS = {
 }
 
 
+_CACHE = {
+    video_pb2.CACHE_STATUS_MISS: "miss",
+    video_pb2.CACHE_STATUS_HIT: "hit",
+    video_pb2.CACHE_STATUS_SHARED: "shared",
+    video_pb2.CACHE_STATUS_REFRESHED: "refreshed",
+    video_pb2.CACHE_STATUS_BYPASSED: "bypassed",
+}
+
+
 def video_object(video: video_pb2.Video) -> dict[str, Any]:
     """A video as ``openai.types.Video`` reads it, and more.
 
@@ -59,6 +68,7 @@ def _own_fields(video: video_pb2.Video) -> dict[str, Any]:
         "num_inference_steps": spec.steps,
         "guidance_scale": finite(spec.guidance_scale),
         "flow_shift": finite(spec.flow_shift),
+        "cache": _CACHE.get(video.cache),
         "seed": spec.seed,
         "quality": spec.quality or None,
         "priority": NAMES.get(video.priority),

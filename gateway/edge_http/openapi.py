@@ -75,15 +75,17 @@ def _operations() -> dict[str, Json]:
 def _of_videos() -> dict[str, Json]:
     key = header("Idempotency-Key", KEY, "[!-~]{1,128}")
     return {
-        "POST /v1/videos": operation_of(
-            "createVideo",
-            "Create a video",
-            "Answers at once; the video is made in the background, and runs on when nobody "
-            "watches. The same Idempotency-Key and body again answer the same video.",
-            ok=ref("Video"),
-            parameters=[key],
-            body=_BODY,
-            errors=("400", "413", "415", "422"),
+        "POST /v1/videos": _with_cache_status(
+            operation_of(
+                "createVideo",
+                "Create a video",
+                "Answers at once; the video is made in the background, and runs on when nobody "
+                "watches. The same Idempotency-Key and body again answer the same video.",
+                ok=ref("Video"),
+                parameters=[key, header("Cache-Control", _NO_CACHE)],
+                body=_BODY,
+                errors=("400", "413", "415", "422"),
+            )
         ),
         "GET /v1/videos": operation_of(
             "listVideos",
@@ -103,13 +105,15 @@ def _of_videos() -> dict[str, Json]:
 def _of_one_video() -> dict[str, Json]:
     video = ref("Video")
     return {
-        "GET /v1/videos/{video_id}": operation_of(
-            "getVideo",
-            "Get a video",
-            "Its state, its settings as they were resolved, and its result.",
-            ok=video,
-            parameters=[_VIDEO_ID],
-            errors=("404", "421"),
+        "GET /v1/videos/{video_id}": _with_cache_status(
+            operation_of(
+                "getVideo",
+                "Get a video",
+                "Its state, its settings as they were resolved, and its result.",
+                ok=video,
+                parameters=[_VIDEO_ID],
+                errors=("404", "421"),
+            )
         ),
         "DELETE /v1/videos/{video_id}": operation_of(
             "deleteVideo",
@@ -119,16 +123,22 @@ def _of_one_video() -> dict[str, Json]:
             parameters=[_VIDEO_ID],
             errors=("404", "421"),
         ),
-        "POST /v1/videos/{video_id}/remix": operation_of(
-            "remixVideo",
-            "Remix a video",
-            "Another video with a new prompt and the settings of this one, its seed too, which may "
-            "have ended in any way. Fields beside the prompt replace its settings. The model is "
-            "the one of that name, in the version that is served now.",
-            ok=video,
-            parameters=[_VIDEO_ID, header("Idempotency-Key", KEY, "[!-~]{1,128}")],
-            body=_BODY,
-            errors=("400", "404", "413", "415", "421", "422"),
+        "POST /v1/videos/{video_id}/remix": _with_cache_status(
+            operation_of(
+                "remixVideo",
+                "Remix a video",
+                "Another video with a new prompt and the settings of this one, its seed too, which "
+                "may have ended in any way. Fields beside the prompt replace its settings. The "
+                "model is the one of that name, in the version that is served now.",
+                ok=video,
+                parameters=[
+                    _VIDEO_ID,
+                    header("Idempotency-Key", KEY, "[!-~]{1,128}"),
+                    header("Cache-Control", _NO_CACHE),
+                ],
+                body=_BODY,
+                errors=("400", "404", "413", "415", "421", "422"),
+            )
         ),
         "POST /v1/videos/{video_id}/cancel": operation_of(
             "cancelVideo",
@@ -235,6 +245,16 @@ def _open_ones() -> dict[str, Json]:
     }
 
 
+_NO_CACHE: Final = (
+    "no-cache: a video that is drawn for this request. Without it, and without a seed, one that "
+    "was drawn before for the same request may answer it: the answer says so in Cache-Status."
+)
+_CACHE_STATUS: Final[Json] = {
+    "description": "How the video came to be (RFC 9211): hit, it was there; fwd=miss, it is drawn; "
+    "collapsed, for other requests too; fwd=request, anew as was asked for; fwd=bypass, there is "
+    "no cache for this tenant; stored, it may answer later requests.",
+    "schema": {"type": "string"},
+}
 _BODY: Final[Json] = {
     "required": True,
     "content": {
@@ -259,7 +279,13 @@ def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
     }
 
 
+def _with_cache_status(operation: Json) -> Json:
+    operation["responses"]["200"]["headers"] = {"Cache-Status": _CACHE_STATUS}
+    return operation
+
+
 def _with_content(operation: Json) -> Json:
+    _with_cache_status(operation)
     binary = {"schema": {"type": "string", "format": "binary"}}
     video = {"video/mp4": binary, "image/jpeg": binary}
     link = {"application/json": {"schema": ref("VideoLink")}}

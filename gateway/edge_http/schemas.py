@@ -56,6 +56,10 @@ _VIDEO: Final = _object(
         "flow_shift": _NUMBER,
         "quality": {"type": ["string", "null"]},
         "priority": {"enum": ["interactive", "batch", None]},
+        "cache": {
+            "enum": ["miss", "hit", "shared", "refreshed", "bypassed", None],
+            "description": "hit: a video that was there; shared: drawn for other requests too.",
+        },
         "seed": _WHOLE,
         "requested": _object(
             {"resolution": {"type": ["string", "null"]}, "seconds": _NUMBER},

@@ -72,9 +72,10 @@ class MemoryJobStore:
                 "delete videos you no longer need",
                 retry_after_s=60.0,
             )
-        self._check_quota(record)
+        if record.video.status not in TERMINAL_STATUSES:
+            self._check_quota(record)
+            self._live.setdefault(record.tenant, {})[record.video.id] = copied(record).reservation
         self._records[record.video.id] = copied(record)
-        self._live.setdefault(record.tenant, {})[record.video.id] = copied(record).reservation
         if record.idempotency_key:
             self._keys[key] = record.video.id
         bisect.insort(self._ids.setdefault(record.tenant, []), record.video.id)

@@ -62,6 +62,8 @@ class JobStore(Protocol):
     ) -> tuple[job_service_pb2.JobRecord, bool]:
         """Writes a new record; answers the record that stands and whether it is this one.
 
+        One that has ended already holds nothing of its tenant's limits.
+
         Raises:
             KeyElsewhere: Its key was assigned to another region, and ``over_assignment``
                 does not say that it is made here all the same.

@@ -324,3 +324,31 @@ async def test_a_tenants_gpu_seconds_of_a_day_are_bounded(stores):
         await store.finish(failed)
         await store.finish(took(reserving("ap-2", 10.0), 99.0))
         await store.create(reserving("ap-4", 11.0))
+
+
+# --- a job that has ended when it is made ---
+
+
+async def test_a_record_may_begin_with_its_end(store):
+    record = ended(job("ap-1", key="k"), artifact="videos/ap-1/1.mp4", expires_s=100)
+    assert await store.create(record) == (record, True)
+    assert await store.get("acme", "ap-1") == record
+    assert await store.find_key("acme", "k") == record
+    assert (await store.list_page("acme", limit=10, after="", oldest_first=False))[0] == [record]
+    # Nobody ends it otherwise, owns it, or is done with it before its time.
+    assert await store.finish(ended(record, video_pb2.VIDEO_STATUS_CANCELLED)) == record
+    assert (await store.claim("ap-1", epoch=1, owner=OTHER))[1] is False
+    assert await store.expired(99.0, limit=10) == []
+    assert await store.expired(101.0, limit=10) == [record]
+    assert await store.delete("acme", "ap-1") == record
+    assert await store.expired(101.0, limit=10) == []
+
+
+async def test_one_that_is_made_twice_with_its_end_is_one(store):
+    record = ended(job("ap-1", key="k"), artifact="a", expires_s=100)
+    assert await store.create(record) == (record, True)
+    standing, _ = await store.create(record)
+    assert standing == record
+    other = ended(job("ap-2", key="k"), artifact="b", expires_s=100)
+    assert await store.create(other) == (record, False)
+    assert await store.get("acme", "ap-2") is None

@@ -99,7 +99,7 @@ class JobRecord(_message.Message):
     execution_key: _builtins.str
     """Of what is drawn: equal for requests that one run may answer. Empty: for no other."""
     follows: _builtins.str
-    """The job that pays for the run that this one shares."""
+    """The job that pays for the run that this one shares. Empty: it has its own, or pays."""
     webhook_url: _builtins.str
     @_builtins.property
     def video(self) -> _video_pb2.Video: ...
