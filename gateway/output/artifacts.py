@@ -21,7 +21,6 @@ import asyncio
 import hashlib
 import os
 import secrets
-import shutil
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -38,7 +37,8 @@ from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 from gateway.application import JPEG, MP4
 from gateway.output.artifact_write import RevocableWrite
 from gateway.output.local_file import KnownDigests, LocalFile, open_file
-from gateway.output.spool_file import NO_SUCH_THING, SpoolFile
+from gateway.output.local_names import link_local, put_local
+from gateway.output.spool_file import SpoolFile
 from gateway.output.threads import Threads
 
 T = TypeVar("T")
@@ -301,7 +301,7 @@ class ObstoreArtifacts:
 
     def _copy(self, source: str, key: str, size: int, sha256: str) -> None:
         if self._folder is not None:
-            _link_local(self._folder, source, key, size=size, sha256=sha256)
+            link_local(self._folder, source, key, size=size, sha256=sha256)
             return
         obstore.copy(self._store, source, key)
         found = obstore.head(self._store, key)["size"]
@@ -310,7 +310,7 @@ class ObstoreArtifacts:
             raise OSError(f"{source} has {found} bytes and not {size}")
 
     def _write(self, key: str, data: bytes | SpoolFile) -> None:
-        if self._folder is not None and _put_local(self._folder, key, data):
+        if self._folder is not None and put_local(self._folder, key, data):
             return
         # What a browser is told that follows a link; a folder has no place for it.
         told = {"Content-Type": _content_type(key)} if self.can_sign else None
@@ -446,40 +446,6 @@ def _next_page(pages: Any) -> list[StoredArtifact] | None:
             modified_at_s = meta["last_modified"].timestamp()
             found.append(StoredArtifact(meta["path"], parts[1], modified_at_s))
     return found
-
-
-def _link_local(folder: Path, source: str, key: str, *, size: int, sha256: str) -> None:
-    """Gives a file a second name, if it is the right one."""
-    path = folder / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(folder / source, path)
-    except OSError as error:
-        if error.errno not in NO_SUCH_THING:
-            raise
-        # A file system without links: nobody knows the key yet, so it need not be whole at once.
-        shutil.copyfile(folder / source, path)
-    # By the new name: the other one may be gone by now.
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        if (os.fstat(file.fileno()).st_size, found) == (size, sha256):
-            return
-    path.unlink()
-    raise OSError(f"{source} is not the video that was stored there")
-
-
-def _put_local(folder: Path, key: str, data: bytes | SpoolFile) -> bool:
-    """Names a nameless file with the data, which is whole by then; False: not possible here."""
-    path = folder / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(data, SpoolFile):
-        return data.keep_as(path)
-    file = SpoolFile(folder)
-    try:
-        file.write(data)
-        return file.keep_as(path)
-    finally:
-        file.close()
 
 
 def open_store(url: str, limits: StoreLimits | None = None) -> ObstoreArtifacts:

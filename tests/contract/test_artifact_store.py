@@ -203,3 +203,17 @@ async def test_an_s3_that_cannot_be_used_is_found_out_at_the_start(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     with pytest.raises(ArtifactError, match=f"s3://{bucket}"):
         await open_store(f"s3://{bucket}/{s3_prefix}").verify("gateway-1")
+
+
+async def test_a_copy_is_whole_and_outlives_what_it_was_made_of(store, data):
+    key, copy = artifact_key(VIDEO_ID, 1), artifact_key(VIDEO_ID.replace("01", "02"), 1)
+    await store.put(key, data)
+    await store.copy(key, copy, size=len(DATA), sha256=SHA256)
+    await store.delete(key)
+    assert await store.read(copy, 0, len(DATA)) == DATA
+    assert [artifact.key for artifact in await listed(store)] == [copy]
+    with pytest.raises(ArtifactMissing):
+        await store.copy(key, artifact_key(VIDEO_ID, 2), size=len(DATA), sha256=SHA256)
+    with pytest.raises(ArtifactError):
+        await store.copy(copy, key, size=len(DATA) - 1, sha256=SHA256)
+    assert [artifact.key for artifact in await listed(store)] == [copy]
