@@ -35,9 +35,9 @@ STRANGER = Caller(OTHER, "them", ME.scopes)
 GUARDED = [endpoint for endpoint, scope in ACCESS.items() if scope is not None]
 # Parts of paths that are the same for everybody.
 SHARED = {"name"}
-# Fields further inside a request that name a tenant's thing, each with a test of its own here.
 # What a client calls its own things; it names nothing that there is.
 LABELS = {"custom_id"}
+# Fields further inside a request that name a tenant's thing, each with a test of its own here.
 INSIDE = {"supersedes", "remixed_from_video_id"}
 
 
