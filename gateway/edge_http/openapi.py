@@ -191,8 +191,13 @@ def _of_its_bytes() -> dict[str, Json]:
             operation_of(
                 "watchVideo",
                 "Watch a video",
-                "Server-sent events until the end. An event's id is where to go on: a browser "
-                "sends it as Last-Event-ID by itself.",
+                "Server-sent events until the end: `queued`, `started`, `progress`, `chunk`, "
+                "`restarted` and one of `completed`, `failed`, `cancelled`. An event's id is where "
+                "to go on, at any gateway: a browser sends it as Last-Event-ID by itself, after "
+                "the time that `retry` names, and gets what came since; progress may have been "
+                "conflated, the rest has not. After `restarted` the bytes of before are void. "
+                "Silence is filled with comments. An `error` event says that the stream broke: "
+                "come again. After the end the answer is 204, at which a browser comes no more.",
                 ok=None,
                 parameters=[
                     _VIDEO_ID,

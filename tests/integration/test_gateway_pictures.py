@@ -187,9 +187,9 @@ class WallClock(SystemClock):
         return super().wall() + self.ahead_s
 
 
-async def test_expired_pictures_are_swept_with_their_video(tmp_path):
+async def test_expired_pictures_are_swept_with_their_video(tmp_path, artifacts):
     clock = WallClock()
-    opened = gateway_with_a_video(tmp_path, clock=clock)
+    opened = gateway_with_a_video(tmp_path, clock=clock, artifacts=artifacts)
     async with opened as (gateway, artifacts, video):
         await picture_of(gateway, video)
         await gateway.core.sweeper.sweep()

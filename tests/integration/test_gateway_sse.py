@@ -91,6 +91,36 @@ async def test_a_stream_resumes_after_an_id(edges, how):
     assert events[1]["data"]["step"] == 2
 
 
+async def test_a_resume_inside_a_superseded_attempt_is_told_to_throw_it_away(edges):
+    video_id = await create(edges)
+    edges.application.progress(video_id, 1)
+    edges.application.send(video_id, until=5_000)
+    path = f"/v1/videos/{video_id}/events?chunks=1"
+    async with edges.http.get(path, headers=edges.bearer()) as answer:
+        last = 0
+        while last < 3:
+            line = (await answer.content.readline()).decode()
+            last += line.startswith("id: ")
+        seen = line.removeprefix("id: ").strip()
+    edges.application.restart(video_id)
+    edges.application.finish(video_id)
+    events = await read(edges, video_id, query="?chunks=1", headers={"Last-Event-ID": seen})
+    assert [event["event"] for event in events[:2]] == ["queued", "restarted"]
+    assert events[1]["data"]["attempt"] == 2
+    ids = [int(event["id"]) for event in events[1:]]
+    assert ids == sorted(ids)
+    assert ids[0] > int(seen)
+    chunks = [event["data"] for event in events if event["event"] == "chunk"]
+    data = b"".join(base64.b64decode(chunk["data"]) for chunk in chunks)
+    assert len(data) == events[-1]["data"]["size_bytes"]
+    # Wherever it is cut, and taken up again, nothing is missing and nothing comes twice.
+    for cut in range(1, len(events) - 1):
+        rest = await read(
+            edges, video_id, query="?chunks=1", headers={"Last-Event-ID": events[cut]["id"]}
+        )
+        assert [event["id"] for event in rest[1:]] == [event["id"] for event in events[cut + 1 :]]
+
+
 async def test_after_the_last_event_there_is_nothing_more_to_come_for(edges):
     video_id = await create(edges)
     edges.application.finish(video_id)
