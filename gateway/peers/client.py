@@ -46,6 +46,8 @@ READ_TIMEOUT_S: Final = 0.5
 WRITE_TIMEOUT_S: Final = 5.0
 FIRST_EVENT_S: Final = 1.0
 RETRY_AFTER_S: Final = 1.0
+# Two thirds of a second as a rule; a busy gateway may take as long as it gives its own.
+PICTURE_S: Final = 25.0
 
 T = TypeVar("T")
 
@@ -205,8 +207,9 @@ class Peers:
             identity=self._identity(caller), video_id=video_id, offset=offset, variant=variant
         )
         call = self._stub(address).DownloadPeerVideo(request, metadata=trace_metadata())
+        patience_s = max(FIRST_EVENT_S, self._read_timeout_s, _drawing_s(variant))
         try:
-            async with asyncio.timeout(max(FIRST_EVENT_S, self._read_timeout_s)):
+            async with asyncio.timeout(patience_s):
                 head = await call.read()
         except TimeoutError:
             call.cancel()
@@ -232,9 +235,9 @@ class Peers:
         request = pb.LinkPeerVideoRequest(
             identity=self._identity(caller), video_id=video_id, variant=variant
         )
-        # It may have to draw a picture first.
+        patience_s = max(WRITE_TIMEOUT_S, _drawing_s(variant))
         call = self._stub(address).LinkPeerVideo(
-            request, timeout=WRITE_TIMEOUT_S, metadata=trace_metadata()
+            request, timeout=patience_s, metadata=trace_metadata()
         )
         found = await _answer(call)
         expires_at_s = found.expires_at.ToNanoseconds() / 1e9
@@ -250,6 +253,15 @@ class Peers:
             batch_id=caller.batch_id,
             batch_keep_until_s=caller.batch_keep_until_s,
         )
+
+
+def _drawing_s(variant: Variant) -> float:
+    """How long an answer may take because a picture is drawn for it."""
+    pictures = (
+        video_service_pb2.VIDEO_VARIANT_THUMBNAIL,
+        video_service_pb2.VIDEO_VARIANT_SPRITESHEET,
+    )
+    return PICTURE_S if variant in pictures else 0.0
 
 
 async def _pieces(call: Any, first: bytes) -> AsyncGenerator[bytes]:
