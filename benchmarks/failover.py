@@ -285,7 +285,7 @@ async def _missing(mesh: FaultyMesh) -> list[str]:
     missing += [node for node in nodes if mesh.mesh.pid_of(f"{node}/worker-0") is None]
     missing += [node for node in nodes if not mesh.mesh.node_is_ready(node)]
     for gateway in mesh.plan.of_role("gateway"):
-        serves, reason = await probes.readiness(gateway.addresses["http"])
+        serves, reason = await probes.readiness(gateway.addresses["http"], None)
         if not serves:
             missing.append(f"{gateway.id} ({reason})")
     return missing

@@ -204,7 +204,7 @@ async def start_part(
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             if plan.role == "etcd":
-                await probes.wait_for_etcd(plan.address)
+                await probes.wait_for_etcd(plan.address, None)
             elif plan.ready_file is not None:
                 await probes.wait_for_file(plan.ready_file)
     except TimeoutError:
@@ -215,7 +215,7 @@ async def start_part(
 async def until_ready(http: str) -> None:
     """Returns when a gateway has a ready node."""
     async with asyncio.timeout(START_TIMEOUT_S):
-        while not (await probes.readiness(http))[0]:  # noqa: ASYNC110 - another process
+        while not (await probes.readiness(http, None))[0]:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.1)
 
 
