@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Final, Protocol
@@ -19,6 +20,11 @@ class Policies(Protocol):
     def of(self, tenant: str) -> tenant_pb2.TenantPolicy:
         """The policy that holds; not to be changed. Nothing is limited where there is none."""
         ...
+
+
+def opaque(tenant: str) -> str:
+    """A tenant as nodes see it: enough to tell one from the other, and no name."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:16]
 
 
 def weight_of(policy: tenant_pb2.TenantPolicy) -> float:

@@ -19,6 +19,7 @@ ACCESS: Final[AccessTable] = {
             "Run": _RUNS,
             "Cancel": _RUNS,
             "Release": _RUNS,
+            "Tickets": Rule(frozenset({Role.GATEWAY})),
             "WatchStatus": Rule(frozenset({Role.GATEWAY, Role.CONTROL_PLANE, Role.OPERATOR})),
         },
     ),

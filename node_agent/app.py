@@ -32,6 +32,7 @@ from node_agent.service import SERVICE_NAME, NodeService
 from node_agent.slots import Execution
 from node_agent.status import StatusBoard
 from node_agent.supervisor import Supervisor
+from node_agent.ticket_desk import TicketDesk
 from node_agent.weights import prepare_weights
 from node_agent.work import Speed
 from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker, WorkerHandle
@@ -93,6 +94,13 @@ class NodeApp:
             models=self._models,
             devices=lambda: self.devices.report,
             clock=clock,
+            before_build=self._offer,
+        )
+        self.desk = TicketDesk(
+            book=table.tickets,
+            free=table.untaken_slots,
+            on_change=self.board.touch,
+            clock=clock,
         )
         self.attachment = Attachment(
             identity=Identity(
@@ -110,6 +118,15 @@ class NodeApp:
         self._clock = clock
         self._health = health
         self._scope = scope
+
+    def changed(self, urgent: bool) -> None:
+        """Something of the table did; a slot that became free is offered at once."""
+        if urgent:
+            self._offer()
+        self.board.touch(urgent)
+
+    def _offer(self) -> None:
+        self.desk.look()
 
     async def serve(self) -> None:
         """Returns only when a part of the agent failed; raises its error."""
@@ -315,7 +332,7 @@ async def build_app(
             address=config.advertised(port),
             channels=channels,
         )
-        table.on_change = app.board.touch
+        table.on_change = app.changed
         workers = config.workers
         supervisor.adopt(
             [
@@ -339,7 +356,9 @@ async def build_app(
                 for index, device in enumerate(workers.devices)
             ]
         )
-        NodeService(table=table, board=app.board, manifest=app.manifest, clock=clock).add_to(server)
+        NodeService(
+            table=table, board=app.board, manifest=app.manifest, desk=app.desk, clock=clock
+        ).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         if config.reflection:
@@ -356,6 +375,7 @@ async def build_app(
         scope.spawn(app.board.publish_changes(), name="status")
         scope.spawn(app.tell_health(), name="health")
         scope.spawn(app.expire(), name="expire")
+        scope.spawn(app.desk.expire(), name="offers")
         scope.spawn(app.devices.run(), name="devices")
         scope.spawn(app.supply_model(), name="model")
         scope.spawn(app.attach(), name="attach")

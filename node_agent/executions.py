@@ -29,6 +29,7 @@ from reelmesh.v1.video_pb2 import (
 from node_agent.event_log import TERMINAL_KINDS
 from node_agent.job_book import JobBook, stale
 from node_agent.slots import Claim, Execution, Phase, WorkerSlots
+from node_agent.tickets import TicketBook
 from node_agent.work import Speed, progress_fraction, work_units
 
 # Cancel and Release name an epoch and no try (a uint32): they speak for its newest.
@@ -77,11 +78,14 @@ class ExecutionTable:
         new_run_id: Callable[[], str],
         on_change: Callable[[bool], None] = lambda _urgent: None,
         on_end: Callable[[Execution], None] = lambda _execution: None,
+        tickets: TicketBook | None = None,
     ) -> None:
         self.admitting = True
         self.barred: frozenset[str] = frozenset()
         """Workers that are given nothing new; see :meth:`bar`."""
         self.speed = speed
+        self.tickets = tickets or TicketBook()
+        """Of jobs that wait for a slot; slots that are held for them are not free."""
         self._gate = gate
         self._limits = limits
         self._new_run_id = new_run_id
@@ -270,7 +274,11 @@ class ExecutionTable:
         return self._slots.values()
 
     def free_slots(self) -> int:
-        """Runs that would be admitted now."""
+        """Runs that would be admitted now, whosever they are."""
+        return max(self.untaken_slots() - self.tickets.offered, 0)
+
+    def untaken_slots(self) -> int:
+        """The same, with those that are held for somebody."""
         return sum(slots.free for slots in self._open_slots())
 
     def remaining_work_s(self) -> float:
@@ -329,7 +337,7 @@ class ExecutionTable:
         former = self._jobs.get(request.job_id)
         self._supersede(former, claim, now_s=now_s)
         open_slots = [slots for slots in self._open_slots() if slots.free > 0]
-        if not open_slots:
+        if self.untaken_slots() <= self.tickets.held_back(request.job_id):
             raise NotAdmittedError(self.remaining_work_s())
         slots = min(open_slots, key=lambda s: (self.speed.seconds(s.units_left), len(s.held)))
         wait_s = self.speed.seconds(slots.units_left)
@@ -354,6 +362,7 @@ class ExecutionTable:
         self._jobs.put(execution)
         self._runs[execution.run_id] = execution
         slots.admit(execution)
+        self.tickets.ran(request.job_id)
         self._dispatch(slots, now_s=now_s)
         self.on_change(True)
         return execution

@@ -25,6 +25,8 @@ from reelmesh.v1.node_service_pb2 import (
     ReleaseResponse,
     RunRequest,
     RunResponse,
+    TicketsRequest,
+    TicketsResponse,
     WatchStatusRequest,
 )
 
@@ -33,6 +35,7 @@ from node_agent.executions import ExecutionTable, NotAdmittedError
 from node_agent.manifest import Manifest, SpecRefusedError
 from node_agent.slots import Execution
 from node_agent.status import StatusBoard
+from node_agent.ticket_desk import TicketDesk
 from reelkit.clock import Clock
 from reelkit.tracing import context_from_metadata, current_traceparent
 
@@ -57,11 +60,13 @@ class NodeService:
         table: ExecutionTable,
         board: StatusBoard,
         manifest: Callable[[], Manifest | None],
+        desk: TicketDesk,
         clock: Clock,
     ) -> None:
         self._table = table
         self._board = board
         self._manifest = manifest
+        self._desk = desk
         self._clock = clock
 
     def add_to(self, server: aio.Server) -> None:
@@ -82,6 +87,11 @@ class NodeService:
             ),
             "WatchStatus": grpc.unary_stream_rpc_method_handler(
                 self.watch_status, request_deserializer=WatchStatusRequest.FromString
+            ),
+            "Tickets": grpc.stream_stream_rpc_method_handler(
+                self._desk.serve,
+                request_deserializer=TicketsRequest.FromString,
+                response_serializer=TicketsResponse.SerializeToString,
             ),
         }
         server.add_generic_rpc_handlers(

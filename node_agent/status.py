@@ -84,6 +84,7 @@ class StatusBoard:
         models: Callable[[], Sequence[ModelInfo]],
         devices: Callable[[], DeviceReport],
         clock: Clock,
+        before_build: Callable[[], None] = lambda: None,
     ) -> None:
         self.wishes = Wishes()
         self._node_id = node_id
@@ -93,6 +94,8 @@ class StatusBoard:
         self._models = models
         self._devices = devices
         self._clock = clock
+        # Slots that are somebody's are offered before anybody is told that they are free.
+        self._before_build = before_build
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
         self._published = asyncio.Event()
@@ -160,6 +163,7 @@ class StatusBoard:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_PROGRESS_S):
                         await self._urgent.wait()
+            self._before_build()
             self._dirty.clear()
             self._urgent.clear()
             self._build()

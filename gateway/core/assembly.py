@@ -256,6 +256,8 @@ def _routing(ground: _Ground, links: NodeLinks) -> tuple[Fleet, WaitingRoom]:
         ),
     )
     links.on_change = fleet.link_changed
+    links.on_offer = waiting.offered
+    waiting.on_answer = ground.metrics.offer_answered
     fleet.on_change = waiting.pump
     return fleet, waiting
 

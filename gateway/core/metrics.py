@@ -93,6 +93,12 @@ class GatewayMetrics:
             "Reads of finished videos whose bytes were not those that were drawn.",
             registry=registry,
         )
+        self._offers = Counter(
+            "reelmesh_gateway_node_offers",
+            "Slots that nodes offered to waiting jobs: taken, or declined by one placed elsewhere.",
+            ("answer",),
+            registry=registry,
+        )
         self._bytes = Counter(
             "reelmesh_gateway_video_bytes", "Bytes of finished videos.", registry=registry
         )
@@ -122,6 +128,10 @@ class GatewayMetrics:
     def placed(self, outcome: str) -> None:
         """Counts what became of a placement: "ended" or "busy"."""
         self._placements.labels(outcome).inc()
+
+    def offer_answered(self, answer: str) -> None:
+        """Counts a node's offer: "taken" or "declined"."""
+        self._offers.labels(answer).inc()
 
     def node_failed(self, cause: str) -> None:
         """Counts a run that failed for a cause of the node's own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from gateway.fleet.node_link import NodeLink
 from gateway.output.spool import ByteGap
 from gateway.output.spool_budget import SpoolFull
 from gateway.output.wire import NodeChunk
+from gateway.tenants import opaque
 from reelkit.clock import Clock
 from reelkit.tracing import trace_metadata
 
@@ -108,7 +108,7 @@ class NodeRun:
             epoch=execution.epoch,
             attempt=attempt,
             spec=execution.spec,
-            tenant=_opaque(execution.record.tenant),
+            tenant=opaque(execution.record.tenant),
             deadline_s=max(execution.told_deadline_at_s - self._clock.monotonic(), 0.001),
             canary=False,
             alone=execution.ticket.ask.alone,
@@ -200,11 +200,6 @@ class NodeRun:
                 raise ByteGap(f"attempt {attempt} after {run.attempt}")
             former = execution.epoch > 1 and not run.attempt
             run.begin(attempt, OWNER_LOST if former else "reattached")
-
-
-def _opaque(tenant: str) -> str:
-    """A tenant as nodes see it: enough to tell one from the other, and no name."""
-    return hashlib.sha256(tenant.encode()).hexdigest()[:16]
 
 
 def _percent(progress: video_pb2.ProgressEvent) -> int:

@@ -126,7 +126,7 @@ class Runner:
                 if isinstance(outcome, Busy):
                     execution.drop_attempt()
                     self._metrics.placed("busy")
-                    self._waiting.busy(link, execution.video_id, outcome.answer)
+                    self._waiting.busy(link, course.ticket, outcome.answer)
                     continue
                 # Before the node is left, which lets the next job in.
                 self._note_end(execution, course, link, outcome)

@@ -17,7 +17,9 @@ from reelmesh.v1.node_service_pb2_grpc import NodeServiceStub
 
 from gateway.fleet.candidates import NO_WORD, Sight
 from gateway.fleet.ejection import Standing
+from gateway.fleet.order import Line
 from gateway.fleet.placement import ModelKey, NodeView
+from gateway.fleet.ticket_stream import TicketStream
 from gateway.output.wire import NodeChunk, decode_run_response
 from reelkit.clock import Clock
 from reelkit.rpc import in_words, internal_channel
@@ -26,6 +28,8 @@ from reelkit.tasks import TaskScope, retry_forever
 if TYPE_CHECKING:
     # Exists in the stubs alone.
     from reelmesh.v1.node_service_pb2_grpc import NodeServiceAsyncStub
+
+    from gateway.fleet.waiting import Ticket
 
     RunCall = aio.UnaryStreamMultiCallable[
         node_service_pb2.RunRequest, node_service_pb2.RunResponse | NodeChunk
@@ -61,6 +65,9 @@ class NodeLink:
         channel: Kept open, and so warm, for as long as the link lives.
         clock: For ejection and the hold after BUSY.
         on_change: Called with the link after each change of what :meth:`view` says.
+        on_offer: Called with the link and a job that it keeps a slot for; whether that job
+            takes it.
+        on_first_ticket: Called once there is something for :attr:`tickets` to do.
     """
 
     def __init__(
@@ -71,6 +78,8 @@ class NodeLink:
         clock: Clock,
         on_change: Callable[[NodeLink], None],
         on_close: Callable[[NodeLink], None],
+        on_offer: Callable[[NodeLink, str], bool] = lambda _link, _job_id: False,
+        on_first_ticket: Callable[[NodeLink], None] = lambda _link: None,
     ) -> None:
         self.record = record
         self.channel = channel
@@ -86,6 +95,10 @@ class NodeLink:
         self.seen = False
         """Whether it has answered, or turned out not to, since it was heard of."""
         self.standing = Standing()
+        self.tickets = TicketStream(
+            stub=self.stub, clock=clock, on_offer=lambda job_id: on_offer(self, job_id)
+        )
+        self._on_first_ticket: Callable[[NodeLink], None] | None = on_first_ticket
         self._clock = clock
         self._on_change = on_change
         self._on_close = on_close
@@ -152,6 +165,19 @@ class NodeLink:
     def holds(self, job_id: str) -> bool:
         """Whether the node reported a run of the job last."""
         return job_id in self._reported
+
+    # --- jobs that wait for it ---
+
+    def leave_ticket(self, ticket: Ticket, line: Line[Ticket]) -> bool:
+        """Leaves a waiting job's ticket; False where enough lie there."""
+        first, self._on_first_ticket = self._on_first_ticket, None
+        if first is not None:
+            first(self)
+        return self.tickets.leave(ticket.job_id, ticket, line)
+
+    def withdraw_ticket(self, job_id: str) -> None:
+        """Takes it back."""
+        self.tickets.withdraw(job_id)
 
     # --- what this gateway sends ---
 
@@ -288,6 +314,7 @@ class NodeLink:
             sent_work_s=sum(self._sent.values()),
             units_per_second=status.units_per_second or self.record.units_per_second,
             held_jobs=len(self._reported | self._sent.keys()),
+            on_trial=on_trial,
         )
 
 
@@ -310,9 +337,11 @@ class NodeLinks:
         self._clock = clock
         self._open_channel = open_channel
         self._scope: TaskScope | None = None
-        self._watches: dict[NodeLink, asyncio.Task[None]] = {}
+        self._tasks: dict[NodeLink, list[asyncio.Task[None]]] = {}
         self.on_change: Callable[[NodeLink], None] = lambda _link: None
         """Called with a link whose :meth:`NodeLink.view` changed."""
+        self.on_offer: Callable[[NodeLink, str], bool] = lambda _link, _job_id: False
+        """Called with a job that a node keeps a slot for; whether the job takes it."""
 
     def spawn_in(self, scope: TaskScope) -> None:
         """Names the scope that owns the streams; call it before :meth:`open`."""
@@ -332,6 +361,8 @@ class NodeLinks:
             clock=self._clock,
             on_change=lambda changed: self.on_change(changed),
             on_close=self._closed,
+            on_offer=lambda offering, job_id: self.on_offer(offering, job_id),
+            on_first_ticket=self._follow_tickets,
         )
         watch = retry_forever(
             link.watch,
@@ -341,19 +372,34 @@ class NodeLinks:
             first_delay_s=0.1,
             max_delay_s=1.0,
         )
-        self._watches[link] = self._scope.spawn(watch, name=f"node/{record.node_id}")
+        self._tasks[link] = [self._scope.spawn(watch, name=f"node/{record.node_id}")]
         return link
 
+    def _follow_tickets(self, link: NodeLink) -> None:
+        if self._scope is None or link not in self._tasks:
+            return
+        follow = retry_forever(
+            link.tickets.run,
+            name=f"tickets {link.node_id}",
+            clock=self._clock,
+            expected=(aio.AioRpcError,),
+            first_delay_s=0.1,
+            max_delay_s=1.0,
+        )
+        self._tasks[link].append(self._scope.spawn(follow, name=f"tickets/{link.node_id}"))
+
     def _closed(self, link: NodeLink) -> None:
-        self._watches.pop(link).cancel()
+        for task in self._tasks.pop(link):
+            task.cancel()
         if self._scope is not None:
             self._scope.spawn(link.channel.close(), name=f"close/{link.node_id}", fatal=False)
 
     def stop(self) -> None:
         """Tells nobody of changes any more; the scope is about to end the streams."""
         self.on_change = lambda _link: None
+        self.on_offer = lambda _link, _job_id: False
 
     async def close(self) -> None:
         """Closes every channel."""
-        for link in self._watches:
+        for link in self._tasks:
             await link.channel.close()

@@ -171,6 +171,16 @@ class Fleet:
             for node_id, link in self._links.items()
         ]
 
+    def view(self, node_id: str, now_s: float) -> NodeView | None:
+        """What placement may know now of a node that is still known."""
+        link = self._links.get(node_id)
+        if link is None:
+            return None
+        found = self._judge(now_s)
+        return link.view(
+            now_s, routable=node_id in found.routable, on_trial=node_id in found.on_trial
+        )
+
     def _judge(self, now_s: float) -> Candidates:
         """Who may get work; figured anew after a change and when a time has come."""
         word_holds = self._word_until_s is None or now_s < self._word_until_s

@@ -61,6 +61,8 @@ class NodeView:
     """Of one worker; 0 where it is not known."""
     held_jobs: int
     """Jobs it holds or was sent."""
+    on_trial: bool = False
+    """It failed lately: it gets one run at a time, and holds no tickets."""
 
 
 @dataclass(frozen=True, slots=True)

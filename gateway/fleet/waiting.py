@@ -29,12 +29,18 @@ from gateway.fleet.placement import (
     serving,
     typical_speed,
 )
+from gateway.fleet.tickets import Tickets
 from gateway.priority import BATCH, rank
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 
 # A node's own estimate may exceed what its status promised by this much.
 WAIT_SLACK_S = 0.25
+
+# A job that was refused so often, against what is known here of the nodes, asks several at once
+# by its tickets, and is sent to none unasked for so long: more than the way there and back.
+ASK_AFTER = 2
+ASK_S = 0.05
 
 # Positions are told to those who watch at most this often.
 _TELL_EVERY_S = 0.25
@@ -53,6 +59,12 @@ class Ticket(Place):
     on_position: OnPosition
     """Called with jobs ahead and predicted seconds (None: no node serves the model)."""
     placed: asyncio.Future[NodeLink] | None = field(default=None)
+    left_at: set[str] = field(default_factory=set)
+    """Nodes where its tickets lie."""
+    refusals: int = 0
+    """How often a node was full, against what this gateway knew of it."""
+    asks_until_s: float = 0.0
+    """Until then it waits for an offer, and is sent to no node unasked."""
     most_wait_s: float | None = None
     """What it may wait at the node that it was placed at; beyond that it belongs elsewhere."""
 
@@ -81,6 +93,10 @@ class WaitingRoom:
         self._max_waiting = max_waiting
         self._kept = kept_for_interactive
         self._rng = rng or random.Random()  # noqa: S311 - breaks ties, guards nothing
+        self._tickets = Tickets(fleet=fleet, rng=self._rng)
+        self._standing: dict[str, Ticket] = {}
+        self.on_answer: Callable[[str], None] = lambda _answer: None
+        """Called with what became of a node's offer: "taken" or "declined"."""
         self._numbers = itertools.count()
         self._lines: dict[ModelKey, Line[Ticket]] = {}
         self._unserved: set[ModelKey] = set()
@@ -148,6 +164,10 @@ class WaitingRoom:
         ticket.placed = future
         line = self._lines.setdefault(ticket.ask.model, Line())
         line.add(ticket)
+        self._standing[ticket.job_id] = ticket
+        if ticket.refusals >= ASK_AFTER:
+            ticket.asks_until_s = self._clock.monotonic() + ASK_S
+            self.wake_after(ASK_S)
         # Those before it may be held by rules that do not hold this one.
         self.pump()
         if ticket in line:
@@ -177,9 +197,12 @@ class WaitingRoom:
         line = self._lines.get(ticket.ask.model)
         if line is not None and ticket in line:
             line.remove(ticket)
+            self._left(ticket)
             self._forget_empty_lines()
             self._tell_soon()
         elif placed is not None and placed.done() and not placed.cancelled():
+            # The node may keep a slot for it.
+            placed.result().withdraw_ticket(ticket.job_id)
             self.leave(placed.result(), ticket.job_id)
 
     def leave(self, link: NodeLink, job_id: str) -> None:
@@ -187,11 +210,12 @@ class WaitingRoom:
         link.unassign(job_id)
 
     def busy(
-        self, link: NodeLink, job_id: str, answer: node_service_pb2.Busy | None = None
+        self, link: NodeLink, ticket: Ticket, answer: node_service_pb2.Busy | None = None
     ) -> None:
         """The node would not take the job; ``answer`` is what it said."""
+        ticket.refusals += 1
         link.answered_busy(answer)
-        link.unassign(job_id)
+        link.unassign(ticket.job_id)
         self.wake_after(BUSY_HOLD_S)
 
     # --- placing ---
@@ -201,23 +225,27 @@ class WaitingRoom:
         if self._closed:
             return
         for model, line in self._lines.items():
-            while self._place_next(model, line):
+            while True:
+                now_s = self._clock.monotonic()
+                views = self._fleet.views(now_s)
+                if not self._place_next(model, line, views, now_s):
+                    break
                 self._tell_soon()
+            if len(line):
+                self._tickets.spread(model, line, views)
         self._forget_empty_lines()
 
-    def _place_next(self, model: ModelKey, line: Line[Ticket]) -> bool:
+    def _place_next(
+        self, model: ModelKey, line: Line[Ticket], views: list[NodeView], now_s: float
+    ) -> bool:
         """Places the first of the line that can be; False where none can."""
-        views: list[NodeView] | None = None
         for ticket in line:
-            if ticket.placed is None or ticket.placed.done():
-                # Cancelled, and about to leave the line.
+            if ticket.placed is None or ticket.placed.done() or now_s < ticket.asks_until_s:
+                # Cancelled and about to leave the line, or it has asked.
                 continue
-            if views is None:
-                views = self._fleet.views(self._clock.monotonic())
             link = self._try(ticket, views)
             if link is not None:
-                line.serve(ticket)
-                ticket.placed.set_result(link)
+                self._give(ticket, line, link)
                 return True
             self._note_served(model, views)
             if not ticket.ask.avoid:
@@ -235,7 +263,45 @@ class WaitingRoom:
         """Versions come and go; a line is kept while somebody stands in it."""
         for model in [model for model, line in self._lines.items() if not line]:
             del self._lines[model]
+            self._tickets.forget(model)
             self._unserved.discard(model)
+
+    def offered(self, link: NodeLink, job_id: str) -> bool:
+        """A node keeps a slot for a job; whether the job is still there to take it."""
+        taken = self._take_offer(link, job_id)
+        self.on_answer("taken" if taken else "declined")
+        return taken
+
+    def _take_offer(self, link: NodeLink, job_id: str) -> bool:
+        ticket = self._standing.get(job_id)
+        if ticket is None or self._closed:
+            return False
+        ticket.left_at.discard(link.node_id)
+        view = self._fleet.view(link.node_id, self._clock.monotonic())
+        if view is None or not view.routable or view.on_trial:
+            return False
+        if ticket.placed is None or ticket.placed.done():
+            # Cancelled, and about to leave the line.
+            return False
+        seconds = job_seconds(view, ticket.units, fallback_speed=typical_speed([view]))
+        # It waits there as long as it must: the slot was kept for it.
+        ticket.most_wait_s = None
+        link.assign(job_id, seconds, alone=ticket.ask.alone)
+        self._give(ticket, self._lines[ticket.ask.model], link)
+        self._forget_empty_lines()
+        self._tell_soon()
+        return True
+
+    def _give(self, ticket: Ticket, line: Line[Ticket], link: NodeLink) -> None:
+        assert ticket.placed is not None  # noqa: S101 - for mypy: who calls has looked
+        line.serve(ticket)
+        self._left(ticket)
+        ticket.placed.set_result(link)
+
+    def _left(self, ticket: Ticket) -> None:
+        """It stands in line no more."""
+        self._standing.pop(ticket.job_id, None)
+        self._tickets.withdraw(ticket)
 
     def _try(self, ticket: Ticket, views: list[NodeView]) -> NodeLink | None:
         view = choose(views, ticket.ask, rng=self._rng)

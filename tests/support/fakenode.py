@@ -26,6 +26,9 @@ from reelmesh.v1 import (
 from reelmesh.v1.node_service_pb2_grpc import NodeServiceServicer, add_NodeServiceServicer_to_server
 
 from node_agent.errors import StaleOwnerError, to_status
+from node_agent.ticket_desk import TicketDesk
+from node_agent.tickets import TicketBook
+from reelkit.clock import SystemClock
 from reelkit.rpc import listen, server_options
 from tests.support.fakeruns import (
     VIDEO,
@@ -121,6 +124,14 @@ class FakeNode(NodeServiceServicer):
         """Notified after every run, cancel, release and status change."""
         self._version = 0
         self._server: aio.Server | None = None
+        self.tickets = TicketBook()
+        self._desk = TicketDesk(
+            book=self.tickets,
+            free=lambda: self._untaken() if self.state == node_pb2.NODE_STATE_READY else 0,
+            on_change=self._tell_soon,
+            clock=SystemClock(),
+        )
+        self._tasks: set[asyncio.Future[None]] = set()
 
     # --- the service ---
 
@@ -129,9 +140,11 @@ class FakeNode(NodeServiceServicer):
     ) -> AsyncIterator[node_service_pb2.RunResponse]:
         claim = (request.epoch, getattr(request, "try"))
         await self._refuse_stale(request.job_id, claim, context)
-        run = await self._attached(request.job_id, claim) or await self._admitted(
-            request, claim, context
-        )
+        run = await self._attached(request.job_id, claim)
+        if run is None and self._untaken() <= self.tickets.held_back(request.job_id) > 0:
+            yield node_service_pb2.RunResponse(busy=node_service_pb2.Busy(remaining_work_s=0.1))
+            return
+        run = run or await self._admitted(request, claim, context)
         run.readers += 1
         try:
             async for response in run.responses(claim):
@@ -177,6 +190,7 @@ class FakeNode(NodeServiceServicer):
         run.begin(self.script.popleft() if self.script else self.default)
         self.runs.append(run)
         self.live[request.job_id] = run
+        self.tickets.ran(request.job_id)
         await self.push()
         return run
 
@@ -227,7 +241,18 @@ class FakeNode(NodeServiceServicer):
                 while told == self._version:
                     await self.changed.wait()
 
+    async def Tickets(self, requests: object, context: aio.ServicerContext) -> None:
+        await self._desk.serve(requests, context)
+
     # --- what tests steer and ask ---
+
+    def _untaken(self) -> int:
+        return max(self.slots - len(self.live), 0)
+
+    def _tell_soon(self) -> None:
+        task = asyncio.ensure_future(self._tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def status(self) -> node_pb2.NodeStatus:
         return node_pb2.NodeStatus(
@@ -239,7 +264,7 @@ class FakeNode(NodeServiceServicer):
                 node_pb2.Execution(job_id=job_id, epoch=run.claim[0], running=True)
                 for job_id, run in self.live.items()
             ],
-            free_slots=max(self.slots - len(self.live), 0),
+            free_slots=max(self._untaken() - self.tickets.offered, 0),
             remaining_work_s=self.remaining_work_s,
             units_per_second=self.units_per_second,
             models=self._versions(),
@@ -266,6 +291,10 @@ class FakeNode(NodeServiceServicer):
 
     async def push(self) -> None:
         """Tells everybody who watches what the status now is."""
+        self._desk.look()
+        await self._tell()
+
+    async def _tell(self) -> None:
         async with self.changed:
             self._version += 1
             self.changed.notify_all()
@@ -287,12 +316,16 @@ class FakeNode(NodeServiceServicer):
         port = listen(self._server, self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         await self._server.start()
+        self._tasks.add(asyncio.ensure_future(self._desk.expire()))
 
     async def kill(self) -> None:
         """Cuts every stream and stops listening."""
         if self._server is not None:
             server, self._server = self._server, None
             await server.stop(0)
+            for task in tuple(self._tasks):
+                task.cancel()
+            self._tasks.clear()
             for run in tuple(self.live.values()):
                 await run.close()
             self.live.clear()

@@ -23,38 +23,49 @@ _sym_db = _symbol_database.Default()
 
 
 from reelmesh.v1 import node_pb2 as reelmesh_dot_v1_dot_node__pb2
+from reelmesh.v1 import tenant_pb2 as reelmesh_dot_v1_dot_tenant__pb2
 from reelmesh.v1 import video_pb2 as reelmesh_dot_v1_dot_video__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ereelmesh/v1/node_service.proto\x12\x0breelmesh.v1\x1a\x16reelmesh/v1/node.proto\x1a\x17reelmesh/v1/video.proto\"\x82\x02\n\nRunRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\'\n\x04spec\x18\x05 \x01(\x0b\x32\x19.reelmesh.v1.ResolvedSpec\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x66ter_n\x18\x07 \x01(\x04\x12\x17\n\ndeadline_s\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61nary\x18\t \x01(\x08\x12\r\n\x05\x61lone\x18\n \x01(\x08\x12\x17\n\nmax_wait_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_deadline_sB\r\n\x0b_max_wait_s\"c\n\x0bRunResponse\x12!\n\x04\x62usy\x18\x01 \x01(\x0b\x32\x11.reelmesh.v1.BusyH\x00\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.NodeEventH\x00\x42\x08\n\x06result\"J\n\x04\x42usy\x12\x18\n\x10remaining_work_s\x18\x01 \x01(\x01\x12\x16\n\x0estatus_version\x18\x02 \x01(\x04\x12\x10\n\x08too_long\x18\x03 \x01(\x08\"\xa1\x03\n\tNodeEvent\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\t\n\x01n\x18\x02 \x01(\x04\x12)\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x15.reelmesh.v1.AcceptedH\x00\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.reelmesh.v1.StartedEventH\x00\x12.\n\x08progress\x18\x05 \x01(\x0b\x32\x1a.reelmesh.v1.ProgressEventH\x00\x12,\n\x07preview\x18\x06 \x01(\x0b\x32\x19.reelmesh.v1.PreviewEventH\x00\x12(\n\x05\x63hunk\x18\x07 \x01(\x0b\x32\x17.reelmesh.v1.ChunkEventH\x00\x12\x30\n\tcompleted\x18\x08 \x01(\x0b\x32\x1b.reelmesh.v1.CompletedEventH\x00\x12*\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x18.reelmesh.v1.FailedEventH\x00\x12\x30\n\tcancelled\x18\n \x01(\x0b\x32\x1b.reelmesh.v1.CancelledEventH\x00\x42\x07\n\x05\x65vent\"$\n\x08\x41\x63\x63\x65pted\x12\x18\n\x10remaining_work_s\x18\x01 \x01(\x01\">\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"/\n\x0eReleaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x11\n\x0fReleaseResponse\"\x14\n\x12WatchStatusRequest\">\n\x13WatchStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.NodeStatus2\xa6\x02\n\x0bNodeService\x12:\n\x03Run\x12\x17.reelmesh.v1.RunRequest\x1a\x18.reelmesh.v1.RunResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.reelmesh.v1.CancelRequest\x1a\x1b.reelmesh.v1.CancelResponse\x12\x44\n\x07Release\x12\x1b.reelmesh.v1.ReleaseRequest\x1a\x1c.reelmesh.v1.ReleaseResponse\x12R\n\x0bWatchStatus\x12\x1f.reelmesh.v1.WatchStatusRequest\x1a .reelmesh.v1.WatchStatusResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ereelmesh/v1/node_service.proto\x12\x0breelmesh.v1\x1a\x16reelmesh/v1/node.proto\x1a\x18reelmesh/v1/tenant.proto\x1a\x17reelmesh/v1/video.proto\"\x82\x02\n\nRunRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03try\x18\x03 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\'\n\x04spec\x18\x05 \x01(\x0b\x32\x19.reelmesh.v1.ResolvedSpec\x12\x0e\n\x06tenant\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x66ter_n\x18\x07 \x01(\x04\x12\x17\n\ndeadline_s\x18\x08 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06\x63\x61nary\x18\t \x01(\x08\x12\r\n\x05\x61lone\x18\n \x01(\x08\x12\x17\n\nmax_wait_s\x18\x0b \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_deadline_sB\r\n\x0b_max_wait_s\"c\n\x0bRunResponse\x12!\n\x04\x62usy\x18\x01 \x01(\x0b\x32\x11.reelmesh.v1.BusyH\x00\x12\'\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.reelmesh.v1.NodeEventH\x00\x42\x08\n\x06result\"J\n\x04\x42usy\x12\x18\n\x10remaining_work_s\x18\x01 \x01(\x01\x12\x16\n\x0estatus_version\x18\x02 \x01(\x04\x12\x10\n\x08too_long\x18\x03 \x01(\x08\"\xa1\x03\n\tNodeEvent\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\t\n\x01n\x18\x02 \x01(\x04\x12)\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x0b\x32\x15.reelmesh.v1.AcceptedH\x00\x12,\n\x07started\x18\x04 \x01(\x0b\x32\x19.reelmesh.v1.StartedEventH\x00\x12.\n\x08progress\x18\x05 \x01(\x0b\x32\x1a.reelmesh.v1.ProgressEventH\x00\x12,\n\x07preview\x18\x06 \x01(\x0b\x32\x19.reelmesh.v1.PreviewEventH\x00\x12(\n\x05\x63hunk\x18\x07 \x01(\x0b\x32\x17.reelmesh.v1.ChunkEventH\x00\x12\x30\n\tcompleted\x18\x08 \x01(\x0b\x32\x1b.reelmesh.v1.CompletedEventH\x00\x12*\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x18.reelmesh.v1.FailedEventH\x00\x12\x30\n\tcancelled\x18\n \x01(\x0b\x32\x1b.reelmesh.v1.CancelledEventH\x00\x42\x07\n\x05\x65vent\"$\n\x08\x41\x63\x63\x65pted\x12\x18\n\x10remaining_work_s\x18\x01 \x01(\x01\">\n\rCancelRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x1f\n\x0e\x43\x61ncelResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\"/\n\x0eReleaseRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x11\n\x0fReleaseResponse\"\x14\n\x12WatchStatusRequest\">\n\x13WatchStatusResponse\x12\'\n\x06status\x18\x01 \x01(\x0b\x32\x17.reelmesh.v1.NodeStatus\"\xc1\x01\n\x06Ticket\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\'\n\x08priority\x18\x03 \x01(\x0e\x32\x15.reelmesh.v1.Priority\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05units\x18\x05 \x01(\x01\x12\x1a\n\rdeadline_at_s\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tcame_at_s\x18\x07 \x01(\x01\x42\t\n\x07_weightB\x10\n\x0e_deadline_at_s\"T\n\nTenantLead\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x08priority\x18\x02 \x01(\x0e\x32\x15.reelmesh.v1.Priority\x12\r\n\x05units\x18\x03 \x01(\x01\"}\n\x0eTicketsRequest\x12!\n\x04left\x18\x01 \x03(\x0b\x32\x13.reelmesh.v1.Ticket\x12\x11\n\twithdrawn\x18\x02 \x03(\t\x12&\n\x05leads\x18\x03 \x03(\x0b\x32\x17.reelmesh.v1.TenantLead\x12\r\n\x05now_s\x18\x04 \x01(\x01\"4\n\x0fTicketsResponse\x12!\n\x05offer\x18\x01 \x01(\x0b\x32\x12.reelmesh.v1.Offer\"*\n\x05Offer\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\texpires_s\x18\x02 \x01(\x01\x32\xf0\x02\n\x0bNodeService\x12:\n\x03Run\x12\x17.reelmesh.v1.RunRequest\x1a\x18.reelmesh.v1.RunResponse0\x01\x12\x41\n\x06\x43\x61ncel\x12\x1a.reelmesh.v1.CancelRequest\x1a\x1b.reelmesh.v1.CancelResponse\x12\x44\n\x07Release\x12\x1b.reelmesh.v1.ReleaseRequest\x1a\x1c.reelmesh.v1.ReleaseResponse\x12R\n\x0bWatchStatus\x12\x1f.reelmesh.v1.WatchStatusRequest\x1a .reelmesh.v1.WatchStatusResponse0\x01\x12H\n\x07Tickets\x12\x1b.reelmesh.v1.TicketsRequest\x1a\x1c.reelmesh.v1.TicketsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.node_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNREQUEST']._serialized_start=97
-  _globals['_RUNREQUEST']._serialized_end=355
-  _globals['_RUNRESPONSE']._serialized_start=357
-  _globals['_RUNRESPONSE']._serialized_end=456
-  _globals['_BUSY']._serialized_start=458
-  _globals['_BUSY']._serialized_end=532
-  _globals['_NODEEVENT']._serialized_start=535
-  _globals['_NODEEVENT']._serialized_end=952
-  _globals['_ACCEPTED']._serialized_start=954
-  _globals['_ACCEPTED']._serialized_end=990
-  _globals['_CANCELREQUEST']._serialized_start=992
-  _globals['_CANCELREQUEST']._serialized_end=1054
-  _globals['_CANCELRESPONSE']._serialized_start=1056
-  _globals['_CANCELRESPONSE']._serialized_end=1087
-  _globals['_RELEASEREQUEST']._serialized_start=1089
-  _globals['_RELEASEREQUEST']._serialized_end=1136
-  _globals['_RELEASERESPONSE']._serialized_start=1138
-  _globals['_RELEASERESPONSE']._serialized_end=1155
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=1157
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1177
-  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1179
-  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1241
-  _globals['_NODESERVICE']._serialized_start=1244
-  _globals['_NODESERVICE']._serialized_end=1538
+  _globals['_RUNREQUEST']._serialized_start=123
+  _globals['_RUNREQUEST']._serialized_end=381
+  _globals['_RUNRESPONSE']._serialized_start=383
+  _globals['_RUNRESPONSE']._serialized_end=482
+  _globals['_BUSY']._serialized_start=484
+  _globals['_BUSY']._serialized_end=558
+  _globals['_NODEEVENT']._serialized_start=561
+  _globals['_NODEEVENT']._serialized_end=978
+  _globals['_ACCEPTED']._serialized_start=980
+  _globals['_ACCEPTED']._serialized_end=1016
+  _globals['_CANCELREQUEST']._serialized_start=1018
+  _globals['_CANCELREQUEST']._serialized_end=1080
+  _globals['_CANCELRESPONSE']._serialized_start=1082
+  _globals['_CANCELRESPONSE']._serialized_end=1113
+  _globals['_RELEASEREQUEST']._serialized_start=1115
+  _globals['_RELEASEREQUEST']._serialized_end=1162
+  _globals['_RELEASERESPONSE']._serialized_start=1164
+  _globals['_RELEASERESPONSE']._serialized_end=1181
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1183
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1203
+  _globals['_WATCHSTATUSRESPONSE']._serialized_start=1205
+  _globals['_WATCHSTATUSRESPONSE']._serialized_end=1267
+  _globals['_TICKET']._serialized_start=1270
+  _globals['_TICKET']._serialized_end=1463
+  _globals['_TENANTLEAD']._serialized_start=1465
+  _globals['_TENANTLEAD']._serialized_end=1549
+  _globals['_TICKETSREQUEST']._serialized_start=1551
+  _globals['_TICKETSREQUEST']._serialized_end=1676
+  _globals['_TICKETSRESPONSE']._serialized_start=1678
+  _globals['_TICKETSRESPONSE']._serialized_end=1730
+  _globals['_OFFER']._serialized_start=1732
+  _globals['_OFFER']._serialized_end=1774
+  _globals['_NODESERVICE']._serialized_start=1777
+  _globals['_NODESERVICE']._serialized_end=2145
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,12 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from reelmesh.v1 import node_pb2 as _node_pb2
+from reelmesh.v1 import tenant_pb2 as _tenant_pb2
 from reelmesh.v1 import video_pb2 as _video_pb2
 import builtins as _builtins
 import sys
@@ -343,3 +346,169 @@ class WatchStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchStatusResponse: _TypeAlias = WatchStatusResponse  # noqa: Y015
+
+@_typing.final
+class Ticket(_message.Message):
+    """A job that waits in a gateway."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    DEADLINE_AT_S_FIELD_NUMBER: _builtins.int
+    CAME_AT_S_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    tenant: _builtins.str
+    """As in RunRequest."""
+    priority: _tenant_pb2.Priority.ValueType
+    weight: _builtins.float
+    """The tenant's part beside others; unset: 1."""
+    units: _builtins.float
+    """Work, in the units of NodeStatus.units_per_second."""
+    deadline_at_s: _builtins.float
+    """When the job is worthless, by the clock of TicketsRequest.now_s; unset: never."""
+    came_at_s: _builtins.float
+    """When it was admitted, by that clock."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        priority: _tenant_pb2.Priority.ValueType = ...,
+        weight: _builtins.float | None = ...,
+        units: _builtins.float = ...,
+        deadline_at_s: _builtins.float | None = ...,
+        came_at_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s", "_weight", b"_weight", "deadline_at_s", b"deadline_at_s", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s", "_weight", b"_weight", "came_at_s", b"came_at_s", "deadline_at_s", b"deadline_at_s", "job_id", b"job_id", "priority", b"priority", "tenant", b"tenant", "units", b"units", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline_at_s: _TypeAlias = _typing.Literal["deadline_at_s"]  # noqa: Y015
+    _WhichOneofArgType__deadline_at_s: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s"]  # noqa: Y015
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_at_s) -> _WhichOneofReturnType__deadline_at_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___Ticket: _TypeAlias = Ticket  # noqa: Y015
+
+@_typing.final
+class TenantLead(_message.Message):
+    """How far a tenant is ahead of its fair share by what its gateway has placed anywhere, in
+    work units by weight.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    priority: _tenant_pb2.Priority.ValueType
+    units: _builtins.float
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        priority: _tenant_pb2.Priority.ValueType = ...,
+        units: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "tenant", b"tenant", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantLead: _TypeAlias = TenantLead  # noqa: Y015
+
+@_typing.final
+class TicketsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    LEADS_FIELD_NUMBER: _builtins.int
+    NOW_S_FIELD_NUMBER: _builtins.int
+    now_s: _builtins.float
+    """The gateway's own clock, in seconds from anywhere. The node measures its distance from
+    its own once a stream, so that nothing on the way changes the order of its tickets.
+    """
+    @_builtins.property
+    def left(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ticket]:
+        """At most 64 lie there at once, later ones are dropped. One of a job that has one
+        replaces it, whichever gateway it is of.
+        """
+
+    @_builtins.property
+    def withdrawn(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Job ids. What was offered to them is free again."""
+
+    @_builtins.property
+    def leads(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantLead]:
+        """Of all tenants that have tickets here."""
+
+    def __init__(
+        self,
+        *,
+        left: _abc.Iterable[Global___Ticket] | None = ...,
+        withdrawn: _abc.Iterable[_builtins.str] | None = ...,
+        leads: _abc.Iterable[Global___TenantLead] | None = ...,
+        now_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leads", b"leads", "left", b"left", "now_s", b"now_s", "withdrawn", b"withdrawn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketsRequest: _TypeAlias = TicketsRequest  # noqa: Y015
+
+@_typing.final
+class TicketsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def offer(self) -> Global___Offer: ...
+    def __init__(
+        self,
+        *,
+        offer: Global___Offer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TicketsResponse: _TypeAlias = TicketsResponse  # noqa: Y015
+
+@_typing.final
+class Offer(_message.Message):
+    """A slot for a job whose ticket is thereby used up: run it, or withdraw it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_S_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    expires_s: _builtins.float
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        expires_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_s", b"expires_s", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Offer: _TypeAlias = Offer  # noqa: Y015

@@ -55,6 +55,11 @@ class NodeServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_node__service__pb2.WatchStatusRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_node__service__pb2.WatchStatusResponse.FromString,
                 _registered_method=True)
+        self.Tickets = channel.stream_stream(
+                '/reelmesh.v1.NodeService/Tickets',
+                request_serializer=reelmesh_dot_v1_dot_node__service__pb2.TicketsRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_node__service__pb2.TicketsResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -94,6 +99,16 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tickets(self, request_iterator, context):
+        """A gateway leaves tickets of jobs that wait, and the node offers them slots: by
+        priority, then fairly between tenants, then by deadline, over all gateways. An
+        offered slot is kept for that job until it runs, its ticket is withdrawn or the
+        offer expires; others are answered busy meanwhile. The tickets end with the stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +131,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.WatchStatus,
                     request_deserializer=reelmesh_dot_v1_dot_node__service__pb2.WatchStatusRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_node__service__pb2.WatchStatusResponse.SerializeToString,
+            ),
+            'Tickets': grpc.stream_stream_rpc_method_handler(
+                    servicer.Tickets,
+                    request_deserializer=reelmesh_dot_v1_dot_node__service__pb2.TicketsRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_node__service__pb2.TicketsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -227,6 +247,33 @@ class NodeService:
             '/reelmesh.v1.NodeService/WatchStatus',
             reelmesh_dot_v1_dot_node__service__pb2.WatchStatusRequest.SerializeToString,
             reelmesh_dot_v1_dot_node__service__pb2.WatchStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tickets(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/reelmesh.v1.NodeService/Tickets',
+            reelmesh_dot_v1_dot_node__service__pb2.TicketsRequest.SerializeToString,
+            reelmesh_dot_v1_dot_node__service__pb2.TicketsResponse.FromString,
             options,
             channel_credentials,
             insecure,

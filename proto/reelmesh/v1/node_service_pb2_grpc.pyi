@@ -47,6 +47,12 @@ class NodeServiceStub:
     """Forgets the kept bytes of a finished run; idempotent."""
     WatchStatus: _grpc.UnaryStreamMultiCallable[_node_service_pb2.WatchStatusRequest, _node_service_pb2.WatchStatusResponse]
     """The status at once and after every change."""
+    Tickets: _grpc.StreamStreamMultiCallable[_node_service_pb2.TicketsRequest, _node_service_pb2.TicketsResponse]
+    """A gateway leaves tickets of jobs that wait, and the node offers them slots: by
+    priority, then fairly between tenants, then by deadline, over all gateways. An
+    offered slot is kept for that job until it runs, its ticket is withdrawn or the
+    offer expires; others are answered busy meanwhile. The tickets end with the stream.
+    """
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -67,6 +73,12 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Forgets the kept bytes of a finished run; idempotent."""
     WatchStatus: _aio.UnaryStreamMultiCallable[_node_service_pb2.WatchStatusRequest, _node_service_pb2.WatchStatusResponse]  # type: ignore[assignment]
     """The status at once and after every change."""
+    Tickets: _aio.StreamStreamMultiCallable[_node_service_pb2.TicketsRequest, _node_service_pb2.TicketsResponse]  # type: ignore[assignment]
+    """A gateway leaves tickets of jobs that wait, and the node offers them slots: by
+    priority, then fairly between tenants, then by deadline, over all gateways. An
+    offered slot is kept for that job until it runs, its ticket is withdrawn or the
+    offer expires; others are answered busy meanwhile. The tickets end with the stream.
+    """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a node agent does for the gateways of its region."""
@@ -108,5 +120,17 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.WatchStatusResponse], _abc.AsyncIterator[_node_service_pb2.WatchStatusResponse]]:
         """The status at once and after every change."""
+
+    @_abc_1.abstractmethod
+    def Tickets(
+        self,
+        request_iterator: _MaybeAsyncIterator[_node_service_pb2.TicketsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_service_pb2.TicketsResponse], _abc.AsyncIterator[_node_service_pb2.TicketsResponse]]:
+        """A gateway leaves tickets of jobs that wait, and the node offers them slots: by
+        priority, then fairly between tenants, then by deadline, over all gateways. An
+        offered slot is kept for that job until it runs, its ticket is withdrawn or the
+        offer expires; others are answered busy meanwhile. The tickets end with the stream.
+        """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
