@@ -98,7 +98,7 @@ class NodeApp:
         )
         self.desk = TicketDesk(
             book=table.tickets,
-            free=table.untaken_slots,
+            waits_s=table.slot_waits_s,
             on_change=self.board.touch,
             clock=clock,
         )
@@ -120,9 +120,8 @@ class NodeApp:
         self._scope = scope
 
     def changed(self, urgent: bool) -> None:
-        """Something of the table did; a slot that became free is offered at once."""
-        if urgent:
-            self._offer()
+        """Something of the table did; a slot that is wanted is offered at once."""
+        self._offer()
         self.board.touch(urgent)
 
     def _offer(self) -> None:

@@ -13,6 +13,7 @@ and no method waits. A job has at most one current execution, that of its newest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -280,6 +281,18 @@ class ExecutionTable:
     def untaken_slots(self) -> int:
         """The same, with those that are held for somebody."""
         return sum(slots.free for slots in self._open_slots())
+
+    def slot_waits_s(self) -> list[float]:
+        """How long a job would wait in each of these, the least first.
+
+        In the second of a worker it would wait for a job that is not known yet.
+        """
+        waits_s: list[float] = []
+        for slots in self._open_slots():
+            if slots.free:
+                waits_s.append(self.speed.seconds(slots.units_left))
+                waits_s.extend([math.inf] * (slots.free - 1))
+        return sorted(waits_s)
 
     def remaining_work_s(self) -> float:
         """Seconds until the first of the workers is out of work; 0 where one is idle."""

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -57,7 +57,8 @@ class TicketDesk:
 
     Args:
         book: The tickets, and the slots that are held.
-        free: Slots that are not taken, held ones included.
+        waits_s: Of each slot that is not taken, held ones included, the least first: how
+            long a job would wait in it.
         on_change: Told when the number of held slots changed.
     """
 
@@ -65,12 +66,12 @@ class TicketDesk:
         self,
         *,
         book: TicketBook,
-        free: Callable[[], int],
+        waits_s: Callable[[], Sequence[float]],
         on_change: Callable[[], None],
         clock: Clock,
     ) -> None:
         self._book = book
-        self._free = free
+        self._waits_s = waits_s
         self._on_change = on_change
         self._clock = clock
         self._owners = itertools.count(1)
@@ -80,7 +81,7 @@ class TicketDesk:
 
     def look(self) -> None:
         """Offers what is free; call it after every change of slots or tickets."""
-        for offer in self._book.offers(self._free(), self._clock.monotonic()):
+        for offer in self._book.offers(self._waits_s(), self._clock.monotonic()):
             self._streams[offer.ticket.owner].tell(offer)
         if self._book.offered:
             self._held.set()
@@ -162,6 +163,9 @@ def _ticket(ticket: pb.Ticket, owner: int, now_s: float, offset_s: float) -> Tic
         units=_within(ticket.units, _UNITS),
         deadline_at_s=deadline_at_s if timed else math.inf,
         # Nobody has waited for less than no time.
+        max_wait_s=_within(ticket.max_wait_s, _UNITS)
+        if ticket.HasField("max_wait_s")
+        else math.inf,
         came_at_s=min(came_at_s, now_s) if math.isfinite(came_at_s) else now_s,
     )
 

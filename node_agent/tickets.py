@@ -3,6 +3,7 @@
 Gateways leave tickets of jobs that wait. A slot is offered by priority, then fairly between
 tenants (:mod:`reelkit.fairness`: what this node gave each, and what its gateway says it got
 elsewhere), then by the earliest deadline, then to who has waited longest; over all gateways.
+A ticket may say that it wants only a slot in which it starts soon.
 
 Invariants (tests/unit/test_node_tickets.py): never more offers than slots; the order above; no
 ticket starves inside a priority; an offer that nobody takes holds its slot for OFFER_S and no
@@ -12,7 +13,7 @@ longer, and its gateway gets no further one until it is heard of; all of it is b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +42,8 @@ class Ticket:
     units: float = 1.0
     deadline_at_s: float = math.inf
     came_at_s: float = 0.0
+    max_wait_s: float = math.inf
+    """It wants only a slot in which it starts within so long."""
 
     @property
     def flow(self) -> Flow:
@@ -137,16 +140,18 @@ class TicketBook:
 
     # --- what the node offers ---
 
-    def offers(self, free: int, now_s: float) -> list[Offer]:
+    def offers(self, waits_s: Sequence[float], now_s: float) -> list[Offer]:
         """New offers for slots that are free and not held; lets go of what has expired.
 
         Args:
-            free: Slots that are not taken, held ones included.
+            waits_s: Of each slot that is not taken, held ones included, the least first:
+                how long a job would wait in it.
             now_s: Seconds of the node's monotonic clock.
         """
         self._expire(now_s)
         made: list[Offer] = []
-        for ticket in self._chosen(free - len(self._offers)):
+        # Those that are held are the soonest.
+        for ticket in self._chosen(waits_s[len(self._offers) :]):
             offer = Offer(ticket, now_s + OFFER_S)
             self._forget_ticket(ticket)
             self._offers[ticket.job_id] = offer
@@ -165,11 +170,16 @@ class TicketBook:
             due = {tenant: self._due(shares, row) for tenant, row in flows.items()}
             yield from in_turn(flows, tag=due.__getitem__, cost=_cost, tie=_tie)
 
-    def _chosen(self, count: int) -> list[Ticket]:
-        if count <= 0 or not self._tickets:
-            return []
-        order = self.in_order()
-        return [ticket for ticket, _ in zip(order, range(count), strict=False)]
+    def _chosen(self, waits_s: Sequence[float]) -> list[Ticket]:
+        """For each slot the first that wants it, if anybody does."""
+        chosen: list[Ticket] = []
+        if waits_s and self._tickets:
+            for ticket in self.in_order():
+                if waits_s[len(chosen)] <= ticket.max_wait_s:
+                    chosen.append(ticket)
+                    if len(chosen) == len(waits_s):
+                        break
+        return chosen
 
     def _due(self, shares: FairShares[str], row: list[Ticket]) -> float:
         flow = row[0].flow

@@ -1,8 +1,9 @@
 """Simulated nodes and gateways around the product's own waiting room and placement.
 
 What is the product's: :class:`gateway.fleet.waiting.WaitingRoom` (lines, order, BUSY, when a
-job is placed) and :mod:`gateway.fleet.placement` (which node). What is played here, by the
-rules of the parts it stands for:
+job is placed), :mod:`gateway.fleet.placement` (which node), :mod:`gateway.fleet.tickets` (where
+tickets are left) and :mod:`node_agent.tickets` (whom a node offers its slots to). What is played
+here, by the rules of the parts it stands for:
 
 - a node runs one job and holds one that waits; it answers BUSY beyond that, and to a job that
   would wait longer than its gateway predicted; its status says what it holds, its free slots
@@ -22,9 +23,12 @@ from typing import Any, cast
 from benchmarks.support.virtual_time import Signal, VirtualTime
 from gateway.fleet.node_link import BUSY_HOLD_S, NodeLink
 from gateway.fleet.nodes import Fleet
-from gateway.fleet.order import Standing
+from gateway.fleet.order import Line, Standing
 from gateway.fleet.placement import Ask, ModelKey, NodeView
+from gateway.fleet.tickets import SOON_S
 from gateway.fleet.waiting import WAIT_SLACK_S, WaitingRoom
+from gateway.fleet.waiting import Ticket as Waiting
+from node_agent.tickets import OFFER_S, Flow, Ticket, TicketBook
 from reelkit.tasks import TaskScope
 
 MODEL: ModelKey = ("simulated", "1")
@@ -64,6 +68,8 @@ class Report:
     held: tuple[str, ...] = ()
     running: Job | None = None
     waiting_units: float = 0.0
+    offered: int = 0
+    """Slots that are held for somebody."""
     version: int = 0
 
 
@@ -85,6 +91,7 @@ class SimNode:
         self.kind = kind
         self.report = Report()
         self.seen: list[SeenNode] = []
+        self.book = TicketBook()
         self._time = time
         self._delay_s = delay_s
         self._held: list[Job] = []
@@ -94,10 +101,11 @@ class SimNode:
         """Takes the job, or says BUSY: full, or it would wait for longer than that."""
         now = self._report()
         remaining_s = self._remaining_s(now, self._time.now_s)
-        if len(self._held) >= HELD_PER_WORKER or (self._held and remaining_s > most_wait_s):
-            full = len(self._held) >= HELD_PER_WORKER
+        full = self._untaken() <= self.book.held_back(job.id)
+        if full or (self._held and remaining_s > most_wait_s):
             return Busy(remaining_s, full=full, version=self._version)
         self._held.append(job)
+        self.book.ran(job.id)
         if len(self._held) == 1:
             self._start()
         self._changed()
@@ -117,7 +125,43 @@ class SimNode:
             self._start()
         self._changed()
 
+    def _untaken(self) -> int:
+        return HELD_PER_WORKER - len(self._held)
+
+    def _waits_s(self) -> list[float]:
+        if self._untaken() == HELD_PER_WORKER:
+            return [0.0, float("inf")]
+        return [self._remaining_s(self._report(), self._time.now_s)][: self._untaken()]
+
+    def leave(self, ticket: Ticket, leads: dict[Flow, float]) -> None:
+        """A gateway's ticket comes."""
+        self.book.hear(ticket.owner, leads)
+        self.book.leave(ticket)
+        self._look_and_tell()
+
+    def withdraw(self, owner: int, job_id: str) -> None:
+        """A gateway takes one back, or declines."""
+        self.book.withdraw(owner, [job_id])
+        self._look_and_tell()
+
+    def _look_and_tell(self) -> None:
+        before = self.book.offered
+        self._look()
+        if self.book.offered != before:
+            self._tell()
+
+    def _look(self) -> None:
+        """Offers what is free."""
+        for offer in self.book.offers(self._waits_s(), self._time.now_s):
+            gateway = self.seen[offer.ticket.owner]
+            self._time.at(RPC_S, gateway.hear_offer, offer.ticket.job_id)
+            self._time.at(OFFER_S, self._look_and_tell)
+
     def _changed(self) -> None:
+        self._look()
+        self._tell()
+
+    def _tell(self) -> None:
         self._version += 1
         self._time.at(self._delay_s, self._arrive, self._report())
 
@@ -125,7 +169,7 @@ class SimNode:
         held = tuple(job.id for job in self._held)
         running = self._held[0] if self._held else None
         waiting_units = sum(job.units for job in self._held[1:])
-        return Report(held, running, waiting_units, self._version)
+        return Report(held, running, waiting_units, self.book.offered, self._version)
 
     def _arrive(self, report: Report) -> None:
         self.report = report
@@ -152,13 +196,14 @@ class SeenNode:
     models = frozenset({MODEL})
     workers = 1
     routable = True
+    on_trial = False
 
-    def __init__(self, node: SimNode, gateway: SimGateway) -> None:
+    def __init__(self, node: SimNode, gateway: SimGateway, owner: int) -> None:
         self.node = node
+        self._owner = owner
         self.node_id = node.node_id
         self.units_per_second = node.kind.measured
         self.free_slots = HELD_PER_WORKER
-        self.remaining_work_s = 0.0
         self.sent_work_s = 0.0
         self.held_jobs = 0
         self._gateway = gateway
@@ -191,7 +236,33 @@ class SeenNode:
         """As NodeLink.answered_busy; :meth:`refused` keeps what was said."""
         if self._refused is None or self._refused.full:
             self._busy_until_s = self._gateway.time.now_s + BUSY_HOLD_S
+            # A little later than that.
+            self._gateway.time.at(BUSY_HOLD_S + 1e-6, self._count)
         self._changed()
+
+    def leave_ticket(self, ticket: Waiting, line: Line[Waiting]) -> bool:
+        """As NodeLink.leave_ticket."""
+        standing = ticket.standing
+        left = Ticket(
+            job_id=ticket.job_id,
+            owner=self._owner,
+            tenant=standing.tenant,
+            units=ticket.units,
+            came_at_s=standing.came_at_s,
+            max_wait_s=SOON_S if ticket.wants_soon else float("inf"),
+        )
+        leads = {(standing.rank, standing.tenant): line.lead(standing)}
+        self._gateway.time.at(RPC_S, self.node.leave, left, leads)
+        return True
+
+    def withdraw_ticket(self, job_id: str) -> None:
+        """As NodeLink.withdraw_ticket."""
+        self._gateway.time.at(RPC_S, self.node.withdraw, self._owner, job_id)
+
+    def hear_offer(self, job_id: str) -> None:
+        """As a TicketStream does."""
+        if not self._gateway.room.offered(cast("NodeLink", self), job_id):
+            self.withdraw_ticket(job_id)
 
     def refused(self, busy: Busy) -> None:
         """Its refusal is believed until a status that is not older."""
@@ -207,20 +278,18 @@ class SeenNode:
         held = self.node.report.held
         self.sent_work_s = sum(self._sent.values())
         self.held_jobs = len(held) + len(self._sent)
-        self.free_slots = max(HELD_PER_WORKER - self.held_jobs, 0)
+        self.free_slots = max(HELD_PER_WORKER - self.held_jobs - self.node.report.offered, 0)
+        if self._gateway.time.now_s < self._busy_until_s:
+            self.free_slots = 0
 
-    def look(self, now_s: float, delay_s: float) -> None:
-        """Brings the figures that move by themselves up to date."""
-        self.remaining_work_s = self.node.remaining_s(now_s - delay_s)
-        if self._busy_until_s:
-            if now_s < self._busy_until_s:
-                self.free_slots = 0
-            else:
-                self._busy_until_s = 0.0
-                self._count()
-        if self._refused is not None:
-            left_s = self._refused_until_s - now_s
-            self.remaining_work_s = max(self.remaining_work_s, left_s)
+    @property
+    def remaining_work_s(self) -> float:
+        """What is known now of the node's own work; it shrinks by itself."""
+        if self._refused is None and self.node.report.running is None:
+            return 0.0
+        now_s = self._gateway.time.now_s
+        left_s = self.node.remaining_s(now_s - self._gateway.delay_s)
+        return left_s if self._refused is None else max(left_s, self._refused_until_s - now_s)
 
 
 class SimGateway:
@@ -234,11 +303,12 @@ class SimGateway:
         delay_s: float,
         rng: random.Random,
         refusals: bool,
+        number: int,
     ) -> None:
         self.time = time
         self._refusals = refusals
-        self._delay_s = delay_s
-        self._seen = {node.node_id: SeenNode(node, self) for node in nodes}
+        self.delay_s = delay_s
+        self._seen = {node.node_id: SeenNode(node, self, number) for node in nodes}
         self._views = list(self._seen.values())
         # The room asks of these what is played here, and of the clock and scope likewise.
         self.room = WaitingRoom(
@@ -251,19 +321,23 @@ class SimGateway:
         for seen in self._views:
             seen.node.seen.append(seen)
 
-    def views(self, now_s: float) -> list[NodeView]:
+    def views(self, _now_s: float) -> list[NodeView]:
         """As Fleet.views."""
-        for seen in self._views:
-            seen.look(now_s, self._delay_s)
         return cast("list[NodeView]", self._views)
 
     def link(self, node_id: str) -> NodeLink | None:
         """As Fleet.link."""
         return cast("NodeLink", self._seen[node_id])
 
+    def view(self, node_id: str, _now_s: float) -> NodeView | None:
+        """As Fleet.view."""
+        return cast("NodeView", self._seen[node_id])
+
     async def serve(self, job: Job) -> None:
         """What gateway/core/runner.py does with a job, as far as placement goes."""
-        ticket = self.room.enter(job.id, Ask(MODEL, job.units), Standing(), _nobody_listens)
+        ticket = self.room.enter(
+            job.id, Ask(MODEL, job.units), Standing(came_at_s=job.at_s), _nobody_listens
+        )
         while True:
             seen = cast("SeenNode", await self.room.place(ticket))
             link = cast("NodeLink", seen)
@@ -272,7 +346,9 @@ class SimGateway:
             predicted_s -= job.units / seen.units_per_second
             await self.time.sleep(RPC_S)
             job.done = Signal(self.time)
-            most_wait_s = predicted_s + WAIT_SLACK_S if self._refusals else float("inf")
+            most_wait_s = predicted_s + WAIT_SLACK_S
+            if ticket.most_wait_s is None or not self._refusals:
+                most_wait_s = float("inf")
             busy = seen.node.admit(job, most_wait_s=most_wait_s)
             if busy is None:
                 break
@@ -280,7 +356,7 @@ class SimGateway:
             await self.time.sleep(RPC_S)
             if self._refusals:
                 seen.refused(busy)
-            self.room.busy(link, job.id)
+            self.room.busy(link, ticket)
         await job.done
         await self.time.sleep(RPC_S)
         self.room.leave(link, job.id)
@@ -315,8 +391,9 @@ async def run_site(
             delay_s=delay_s,
             rng=random.Random(rng.random()),  # noqa: S311 - as above
             refusals=refusals,
+            number=number,
         )
-        for _ in range(gateways)
+        for number in range(gateways)
     ]
     arrivals: Iterator[Job] = iter(trace)
 

@@ -20,6 +20,7 @@ from gateway.fleet.ejection import Standing
 from gateway.fleet.order import Line
 from gateway.fleet.placement import ModelKey, NodeView
 from gateway.fleet.ticket_stream import TicketStream
+from gateway.fleet.tickets import SOON_S
 from gateway.output.wire import NodeChunk, decode_run_response
 from reelkit.clock import Clock
 from reelkit.rpc import in_words, internal_channel
@@ -173,7 +174,8 @@ class NodeLink:
         first, self._on_first_ticket = self._on_first_ticket, None
         if first is not None:
             first(self)
-        return self.tickets.leave(ticket.job_id, ticket, line)
+        soon = SOON_S if ticket.wants_soon else None
+        return self.tickets.leave(ticket.job_id, ticket, line, soon)
 
     def withdraw_ticket(self, job_id: str) -> None:
         """Takes it back."""

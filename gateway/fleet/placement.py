@@ -15,8 +15,8 @@ that runs alone goes to a node that holds nothing, if there is one; elsewhere it
 at the node, which shields its worker from other work, that of other gateways included.
 
 Invariants (tests/unit/test_gateway_placement.py): a choice is routable, serves the model, has a
-free slot and no other candidate costs less by more than NEAR_SHARE; more work on a node
-never makes it more attractive.
+free slot, and no other candidate costs less by more than NEAR_SHARE, or IDLE_SHARE beside
+where it is idle; more work on a node never makes it more attractive.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ WAIT_WEIGHT = 5.0
 # Nodes that differ by less than this share are as good as one another: measured speeds
 # waver by as much, and gateways that all pick the very best one meet there.
 NEAR_SHARE = 0.1
+
+# An idle node is taken before a busy one that seems better, unless it costs more than that by
+# this share: what a busy one has left to do is an estimate, and that an idle one is idle is not.
+IDLE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +116,32 @@ def cost_s(node: NodeView, units: float, *, fallback_speed: float) -> float:
 def choose(nodes: Sequence[NodeView], ask: Ask, *, rng: random.Random) -> NodeView | None:
     """The node that a job should go to now, or None: it waits."""
     able = serving(nodes, ask.model)
-    candidates = [node for node in able if node.node_id not in ask.avoid] or able
+    candidates = able
+    if ask.avoid:
+        candidates = [node for node in able if node.node_id not in ask.avoid] or able
     free = [node for node in candidates if node.free_slots > 0]
     if ask.alone:
         free = [node for node in free if not node.held_jobs] or free
     if len(free) < 2:
         return free[0] if free else None
-    speed = typical_speed(able)
-    costs = [cost_s(node, ask.units, fallback_speed=speed) for node in free]
-    limit = min(costs) * (1 + NEAR_SHARE)
-    near = [node for node, cost in zip(free, costs, strict=True) if cost <= limit]
+    all_known = all(node.units_per_second > 0 for node in free)
+    speed = _UNKNOWN_SPEED_UNITS if all_known else typical_speed(able)
+    waits_s = [backlog_s(node) for node in free]
+    rated = [
+        (WAIT_WEIGHT * wait_s + job_seconds(node, ask.units, fallback_speed=speed), wait_s, node)
+        for wait_s, node in zip(waits_s, free, strict=True)
+    ]
+    least = min(cost for cost, _, _ in rated)
+    if min(waits_s) <= 0:
+        idle = [each for each in rated if each[1] <= 0]
+        least_idle = min(cost for cost, _, _ in idle)
+        if least_idle <= least * (1 + IDLE_SHARE):
+            rated, least = idle, least_idle
+    limit = least * (1 + NEAR_SHARE)
+    near = [(wait_s, node) for cost, wait_s, node in rated if cost <= limit]
     # As good as one another, but that one of them starts it sooner.
-    soonest_s = min(backlog_s(node) for node in near)
-    return rng.choice([node for node in near if backlog_s(node) <= soonest_s])
+    soonest_s = min(wait_s for wait_s, _ in near)
+    return rng.choice([node for wait_s, node in near if wait_s <= soonest_s])
 
 
 def predicted_wait_s(

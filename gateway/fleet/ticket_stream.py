@@ -29,6 +29,7 @@ MAX_TICKETS: Final = 64
 class _Left:
     place: Place
     line: Line[Any]
+    max_wait_s: float | None
 
 
 class TicketStream:
@@ -56,11 +57,13 @@ class TicketStream:
         """Tickets that should lie there."""
         return len(self._left)
 
-    def leave(self, job_id: str, place: Place, line: Line[Any]) -> bool:
-        """Leaves a job's ticket; False where there are as many as the node takes."""
-        if len(self._left) >= MAX_TICKETS:
+    def leave(
+        self, job_id: str, place: Place, line: Line[Any], max_wait_s: float | None = None
+    ) -> bool:
+        """Leaves a job's ticket, or another one; False where there are enough."""
+        if len(self._left) >= MAX_TICKETS and job_id not in self._left:
             return False
-        self._left[job_id] = _Left(place, line)
+        self._left[job_id] = _Left(place, line, max_wait_s)
         self._untold.add(job_id)
         self._withdrawn.discard(job_id)
         self._news.set()
@@ -118,7 +121,7 @@ class TicketStream:
         message = pb.TicketsRequest(withdrawn=sorted(withdrawn), now_s=self._clock.monotonic())
         for job_id in untold:
             left = self._left[job_id]
-            message.left.append(_ticket(job_id, left.place))
+            message.left.append(_ticket(job_id, left))
         leads = {
             (left.place.standing.rank, left.place.standing.tenant): left
             for left in self._left.values()
@@ -130,8 +133,8 @@ class TicketStream:
         return message
 
 
-def _ticket(job_id: str, place: Place) -> pb.Ticket:
-    standing = place.standing
+def _ticket(job_id: str, left: _Left) -> pb.Ticket:
+    place, standing = left.place, left.place.standing
     ticket = pb.Ticket(
         job_id=job_id,
         tenant=opaque(standing.tenant),
@@ -139,6 +142,7 @@ def _ticket(job_id: str, place: Place) -> pb.Ticket:
         weight=standing.weight,
         units=place.units,
         came_at_s=standing.came_at_s,
+        max_wait_s=left.max_wait_s,
     )
     if math.isfinite(standing.deadline_at_s):
         ticket.deadline_at_s = standing.deadline_at_s

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from gateway.fleet.order import Line
-from gateway.fleet.placement import ModelKey, NodeView, cost_s, serving, typical_speed
+from gateway.fleet.placement import (
+    IDLE_SHARE,
+    ModelKey,
+    NodeView,
+    cost_s,
+    serving,
+    typical_speed,
+)
 
 if TYPE_CHECKING:
     from gateway.fleet.nodes import Fleet
@@ -24,21 +31,40 @@ HEAD: Final = 64
 """Jobs of a line, the first of it, that leave tickets; a node takes as many of a gateway."""
 SPREAD: Final = 16
 """Nodes at which a job leaves one."""
+SOON_S: Final = 0.05
+"""A job that asks wants to start within so long: as good as at once."""
 # Of a large fleet a job takes its nodes at random from so many times as many good ones, so
 # that gateways do not all ask the same few.
 _POOL: Final = 4
 
 
-def best_nodes(nodes: Sequence[NodeView], model: ModelKey, *, units: float, jobs: int) -> list[str]:
-    """The nodes at which so many jobs of a line should leave tickets, best first. Pure."""
+def best_nodes(
+    nodes: Sequence[NodeView],
+    model: ModelKey,
+    *,
+    units: float,
+    jobs: int,
+    refusals: int | None = None,
+) -> list[str]:
+    """The nodes at which so many jobs of a line should leave tickets, best first. Pure.
+
+    Args:
+        nodes: All of them.
+        model: What the jobs need.
+        units: Work of such a job.
+        jobs: How many there are.
+        refusals: Of a job that asks: with each it asks worse nodes too.
+    """
     able = [node for node in serving(nodes, model) if not node.on_trial]
     count = max(_POOL * SPREAD, _POOL * jobs)
-    if len(able) > count:
-        speed = typical_speed(able)
-        able = heapq.nsmallest(
-            count, able, key=lambda node: cost_s(node, units, fallback_speed=speed)
-        )
-    return [node.node_id for node in able]
+    if not able or (len(able) <= count and refusals is None):
+        return [node.node_id for node in able]
+    speed = typical_speed(able)
+    costs = [(cost_s(node, units, fallback_speed=speed), node.node_id) for node in able]
+    if refusals is not None:
+        limit = min(costs)[0] * (1 + IDLE_SHARE * refusals)
+        costs = [each for each in costs if each[0] <= limit]
+    return [node_id for _, node_id in heapq.nsmallest(count, costs)]
 
 
 def some_of(nodes: Sequence[str], avoid: frozenset[str], *, rng: random.Random) -> set[str]:
@@ -55,8 +81,14 @@ class Tickets:
         self._rng = rng
         self._able: dict[ModelKey, frozenset[str]] = {}
 
-    def spread(self, model: ModelKey, line: Line[Ticket], views: Sequence[NodeView]) -> None:
-        """Sees to it that the first of the line, and no others, have tickets at good nodes."""
+    def spread(
+        self, model: ModelKey, line: Line[Ticket], views: Sequence[NodeView], now_s: float
+    ) -> None:
+        """Sees to it that the first of the line, and no others, have tickets at good nodes.
+
+        One that asks (see :data:`gateway.fleet.waiting.ASK_S`) knows of nodes that seem free:
+        it wants no other than such.
+        """
         head = list(itertools.islice(line, HEAD))
         able = frozenset(
             view.node_id
@@ -67,10 +99,19 @@ class Tickets:
             self._able[model] = able
             for ticket in head:
                 self._take_back(ticket, ticket.left_at - able)
+        for ticket in head:
+            if ticket.wants_soon != (now_s < ticket.asks_until_s):
+                ticket.wants_soon = not ticket.wants_soon
+                self.withdraw(ticket)
         wanting = [ticket for ticket in head if self._wants(ticket, able)]
-        if wanting:
-            best = best_nodes(views, model, units=wanting[0].units, jobs=len(line))
-            for ticket in wanting:
+        asking = [ticket for ticket in wanting if ticket.wants_soon]
+        rest = [ticket for ticket in wanting if not ticket.wants_soon]
+        for tickets, refusals in [([each], each.refusals) for each in asking] + [(rest, None)]:
+            if tickets:
+                best = best_nodes(
+                    views, model, units=tickets[0].units, jobs=len(line), refusals=refusals
+                )
+            for ticket in tickets:
                 self._leave(ticket, line, some_of(best, ticket.ask.avoid, rng=self._rng))
         if len(line) > HEAD:
             for ticket in itertools.islice(line, HEAD, 2 * HEAD):

@@ -39,8 +39,8 @@ WAIT_SLACK_S = 0.25
 
 # A job that was refused so often, against what is known here of the nodes, asks several at once
 # by its tickets, and is sent to none unasked for so long: more than the way there and back.
-ASK_AFTER = 2
-ASK_S = 0.05
+ASK_AFTER = 1
+ASK_S = 0.02
 
 # Positions are told to those who watch at most this often.
 _TELL_EVERY_S = 0.25
@@ -65,6 +65,8 @@ class Ticket(Place):
     """How often a node was full, against what this gateway knew of it."""
     asks_until_s: float = 0.0
     """Until then it waits for an offer, and is sent to no node unasked."""
+    wants_soon: bool = False
+    """Its tickets ask for slots alone in which it starts at once."""
     most_wait_s: float | None = None
     """What it may wait at the node that it was placed at; beyond that it belongs elsewhere."""
 
@@ -225,14 +227,13 @@ class WaitingRoom:
         if self._closed:
             return
         for model, line in self._lines.items():
-            while True:
+            while len(line):
                 now_s = self._clock.monotonic()
                 views = self._fleet.views(now_s)
                 if not self._place_next(model, line, views, now_s):
+                    self._tickets.spread(model, line, views, now_s)
                     break
                 self._tell_soon()
-            if len(line):
-                self._tickets.spread(model, line, views)
         self._forget_empty_lines()
 
     def _place_next(

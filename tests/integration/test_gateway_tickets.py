@@ -134,6 +134,29 @@ async def test_a_gateway_that_stands_still_keeps_a_slot_no_longer_than_an_offer(
         await lie(node, 0)
 
 
+async def test_who_wants_to_start_soon_is_offered_no_slot_behind_long_work(tmp_path):
+    node = FakeNode("n0", slots=2)
+    node.default, node.remaining_work_s = fakenode.held(), 30.0
+    async with (
+        serve_node(node),
+        open_gateway(tmp_path) as gateway,
+        internal_channel(node.address) as channel,
+        asyncio.timeout(30),
+    ):
+        await gateway.know(node)
+        await fill(gateway, node)
+        asks = NodeServiceStub(channel).Tickets()
+        left = pb.Ticket(job_id="soon", tenant="x", units=1, max_wait_s=0.05)
+        await asks.write(pb.TicketsRequest(left=[left]))
+        await lie(node, 1)
+        assert node.status().free_slots == 1
+        node.remaining_work_s = 0.01
+        await node.push()
+        assert (await asks.read()).offer.job_id == "soon"
+        assert node.status().free_slots == 0
+        asks.cancel()
+
+
 async def test_tickets_of_a_gateway_that_ends_are_gone(node, tmp_path):
     async with open_gateway(tmp_path) as gateway:
         await gateway.know(node)

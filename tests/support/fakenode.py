@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
@@ -127,7 +128,7 @@ class FakeNode(NodeServiceServicer):
         self.tickets = TicketBook()
         self._desk = TicketDesk(
             book=self.tickets,
-            free=lambda: self._untaken() if self.state == node_pb2.NODE_STATE_READY else 0,
+            waits_s=self._waits_s,
             on_change=self._tell_soon,
             clock=SystemClock(),
         )
@@ -248,6 +249,12 @@ class FakeNode(NodeServiceServicer):
 
     def _untaken(self) -> int:
         return max(self.slots - len(self.live), 0)
+
+    def _waits_s(self) -> list[float]:
+        if self.state != node_pb2.NODE_STATE_READY:
+            return []
+        wait_s = self.remaining_work_s if self.live else 0.0
+        return [wait_s, *[math.inf] * self.slots][: self._untaken()]
 
     def _tell_soon(self) -> None:
         task = asyncio.ensure_future(self._tell())

@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.fleet.placement import (
+    IDLE_SHARE,
     NEAR_SHARE,
     Ask,
     NodeView,
+    backlog_s,
     choose,
     cost_s,
     predicted_wait_s,
@@ -80,6 +82,8 @@ def test_a_choice_is_able_free_and_none_costs_much_less(nodes, ask, seed):
     assert chosen in free
     speed = typical_speed(able)
     cost = cost_s(chosen, ask.units, fallback_speed=speed) / (1 + NEAR_SHARE)
+    if backlog_s(chosen) <= 0:
+        cost /= 1 + IDLE_SHARE
     assert all(cost <= cost_s(n, ask.units, fallback_speed=speed) * (1 + 1e-9) for n in free)
 
 
@@ -103,6 +107,8 @@ def test_more_work_never_makes_a_node_more_attractive(nodes, ask, more_s):
     if again.node_id != first.node_id:
         laden = next(n for n in heavier if n.node_id == first.node_id)
         bound = cost_s(laden, ask.units, fallback_speed=speed) * (1 + NEAR_SHARE)
+        if backlog_s(again) <= 0:
+            bound *= 1 + IDLE_SHARE
         assert cost_s(again, ask.units, fallback_speed=speed) <= bound * (1 + 1e-9)
 
 
@@ -156,6 +162,15 @@ def test_of_nodes_that_are_near_an_idle_one_is_taken():
     busy = view("busy", units_per_second=10.9, remaining_work_s=0.1)
     rng = random.Random(7)
     assert all(choose([idle, busy], Ask(MODEL, 1000.0), rng=rng) is idle for _ in range(20))
+
+
+def test_an_idle_node_goes_before_a_better_one_that_may_be_late():
+    idle = view("idle", units_per_second=10.0)
+    busy = view("busy", units_per_second=14.0, remaining_work_s=0.1)
+    assert choose([idle, busy], Ask(MODEL, 1000.0), rng=random.Random(7)) is idle
+    # Where it is far better it is worth the wait.
+    far = view("far", units_per_second=20.0, remaining_work_s=0.1)
+    assert choose([idle, far], Ask(MODEL, 1000.0), rng=random.Random(7)) is far
 
 
 def test_what_was_sent_since_the_report_counts():

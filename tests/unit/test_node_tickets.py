@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from node_agent.tickets import MAX_TICKETS, OFFER_S, Ticket, TicketBook
 
 TENANTS = ("acme", "bora", "cato")
+WAITS = [0.0] * 8
 
 
 def ticket(job_id, *, owner=1, **fields):
@@ -29,24 +30,33 @@ class Book(RuleBasedStateMachine):
         self.silent = set()
         self.numbers = 0
 
+    def waits_s(self):
+        """One is free at once, one in a second, one at an unknown time."""
+        return [0.0, 1.0, math.inf][: self.slots - len(self.running)]
+
     def look(self):
         for job_id, (_, expires_s) in list(self.offered.items()):
             if expires_s <= self.now_s:
                 self.silent.add(self.offered.pop(job_id)[0].owner)
         order = list(self.book.in_order())
-        made = self.book.offers(self.slots - len(self.running), self.now_s)
+        made = self.book.offers(self.waits_s(), self.now_s)
         # An expiry may have silenced somebody: the order is of those that are heard.
         order = [t for t in order if t.owner not in self.silent]
-        assert [offer.ticket for offer in made] == order[: len(made)]
+        waits_s = self.waits_s()[len(self.offered) :]
+        expected = []
+        for each in order:
+            if len(expected) < len(waits_s) and waits_s[len(expected)] <= each.max_wait_s:
+                expected.append(each)
+        assert [offer.ticket for offer in made] == expected
         for offer in made:
             assert self.lying.pop(offer.ticket.job_id) == offer.ticket
             assert offer.ticket.owner not in self.silent
             assert offer.expires_at_s == self.now_s + OFFER_S
             self.offered[offer.ticket.job_id] = (offer.ticket, offer.expires_at_s)
         # No slot is left while somebody who is heard wants it.
-        free = self.slots - len(self.running) - len(self.offered)
-        if free > 0:
-            assert not [t for t in self.lying.values() if t.owner not in self.silent]
+        for wait_s in self.waits_s()[len(self.offered) :][:1]:
+            heard = [t for t in self.lying.values() if t.owner not in self.silent]
+            assert not [t for t in heard if t.max_wait_s >= wait_s]
 
     @rule(
         owner=st.integers(1, 3),
@@ -54,8 +64,9 @@ class Book(RuleBasedStateMachine):
         rank=st.integers(0, 1),
         units=st.floats(0.1, 50),
         deadline_s=st.sampled_from([math.inf, 5.0, 50.0]),
+        max_wait_s=st.sampled_from([0.25, 2.0, math.inf]),
     )
-    def leave(self, owner, tenant, rank, units, deadline_s):
+    def leave(self, owner, tenant, rank, units, deadline_s, max_wait_s):
         self.numbers += 1
         left = ticket(
             f"job-{self.numbers}",
@@ -65,6 +76,7 @@ class Book(RuleBasedStateMachine):
             units=units,
             deadline_at_s=self.now_s + deadline_s,
             came_at_s=self.now_s,
+            max_wait_s=max_wait_s,
         )
         self.book.hear(owner, {})
         self.silent.discard(owner)
@@ -171,7 +183,7 @@ def test_tenants_get_their_shares_whatever_gateway_they_come_by(weights):
         )
     got = dict.fromkeys(TENANTS, 0.0)
     for step in range(20):
-        [offer] = book.offers(1, float(step))
+        [offer] = book.offers(WAITS[:1], float(step))
         book.ran(offer.ticket.job_id)
         got[offer.ticket.tenant] += 1 / offer.ticket.weight
     assert max(got.values()) - min(got.values()) <= 2 / min(weights)
@@ -182,7 +194,7 @@ def test_no_ticket_starves_behind_a_tenant_that_floods():
     for number in range(MAX_TICKETS):
         book.leave(ticket(f"flood-{number}", owner=1, tenant="acme"))
     book.leave(ticket("one", owner=2, tenant="bora", came_at_s=99.0))
-    first = [offer.ticket.job_id for offer in book.offers(2, 100.0)]
+    first = [offer.ticket.job_id for offer in book.offers(WAITS[:2], 100.0)]
     assert "one" in first
 
 
@@ -199,15 +211,15 @@ def test_a_gateway_that_takes_no_offer_gets_no_further_one_until_it_speaks():
     for number in range(5):
         book.leave(ticket(f"dead-{number}", owner=1))
     book.leave(ticket("alive", owner=2, came_at_s=50.0))
-    [first] = book.offers(1, 0.0)
+    [first] = book.offers(WAITS[:1], 0.0)
     assert first.ticket.owner == 1
-    assert book.offers(1, OFFER_S / 2) == []
-    [second] = book.offers(1, OFFER_S)
+    assert book.offers(WAITS[:1], OFFER_S / 2) == []
+    [second] = book.offers(WAITS[:1], OFFER_S)
     assert second.ticket.job_id == "alive"
     book.ran("alive")
-    assert book.offers(1, 1.0) == []
+    assert book.offers(WAITS[:1], 1.0) == []
     book.hear(1, {})
-    [third] = book.offers(1, 1.0)
+    [third] = book.offers(WAITS[:1], 1.0)
     assert third.ticket.owner == 1
 
 
@@ -216,9 +228,9 @@ def test_a_job_that_moved_to_another_gateway_has_one_ticket():
     book.leave(ticket("job", owner=1))
     book.leave(ticket("job", owner=2))
     book.withdraw(1, ["job"])
-    [offer] = book.offers(1, 0.0)
+    [offer] = book.offers(WAITS[:1], 0.0)
     assert offer.ticket.owner == 2
-    assert book.offers(2, 0.0) == []
+    assert book.offers(WAITS[:2], 0.0) == []
 
 
 def test_tickets_of_a_gateway_are_bounded():

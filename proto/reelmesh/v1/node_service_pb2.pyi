@@ -360,6 +360,7 @@ class Ticket(_message.Message):
     UNITS_FIELD_NUMBER: _builtins.int
     DEADLINE_AT_S_FIELD_NUMBER: _builtins.int
     CAME_AT_S_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_S_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     tenant: _builtins.str
     """As in RunRequest."""
@@ -372,6 +373,10 @@ class Ticket(_message.Message):
     """When the job is worthless, by the clock of TicketsRequest.now_s; unset: never."""
     came_at_s: _builtins.float
     """When it was admitted, by that clock."""
+    max_wait_s: _builtins.float
+    """Offer it only a slot in which it starts within so many seconds, by the node's own
+    estimate: it may start sooner elsewhere. Unset: any slot.
+    """
     def __init__(
         self,
         *,
@@ -382,17 +387,22 @@ class Ticket(_message.Message):
         units: _builtins.float = ...,
         deadline_at_s: _builtins.float | None = ...,
         came_at_s: _builtins.float = ...,
+        max_wait_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s", "_weight", b"_weight", "deadline_at_s", b"deadline_at_s", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s", "_max_wait_s", b"_max_wait_s", "_weight", b"_weight", "deadline_at_s", b"deadline_at_s", "max_wait_s", b"max_wait_s", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s", "_weight", b"_weight", "came_at_s", b"came_at_s", "deadline_at_s", b"deadline_at_s", "job_id", b"job_id", "priority", b"priority", "tenant", b"tenant", "units", b"units", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s", "_max_wait_s", b"_max_wait_s", "_weight", b"_weight", "came_at_s", b"came_at_s", "deadline_at_s", b"deadline_at_s", "job_id", b"job_id", "max_wait_s", b"max_wait_s", "priority", b"priority", "tenant", b"tenant", "units", b"units", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__deadline_at_s: _TypeAlias = _typing.Literal["deadline_at_s"]  # noqa: Y015
     _WhichOneofArgType__deadline_at_s: _TypeAlias = _typing.Literal["_deadline_at_s", b"_deadline_at_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_wait_s: _TypeAlias = _typing.Literal["max_wait_s"]  # noqa: Y015
+    _WhichOneofArgType__max_wait_s: _TypeAlias = _typing.Literal["_max_wait_s", b"_max_wait_s"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline_at_s) -> _WhichOneofReturnType__deadline_at_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_wait_s) -> _WhichOneofReturnType__max_wait_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
