@@ -68,6 +68,7 @@ class Executions:
         """A job that shares another's run; see :meth:`gateway.core.sharing.Sharing.join`."""
         ask, standing = ask_of(record.video.spec), self._standing(record)
         log = self._log(record, standing, follows=leader.log)
+        self._waiting.hasten(leader.ticket, standing)
         ticket = self._waiting.ticket(record.video.id, ask, standing, log.tell_position)
         return self._execution(record, log, ticket)
 

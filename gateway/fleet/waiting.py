@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reelmesh.v1 import node_service_pb2
 
@@ -192,6 +192,27 @@ class WaitingRoom:
             raise
         ticket.placed = None
         return link
+
+    def hasten(self, ticket: Ticket, standing: Standing) -> None:
+        """A more urgent job waits for the same run: it stands as that one would, of its tenant."""
+        now = ticket.standing
+        sooner = replace(
+            now,
+            rank=min(now.rank, standing.rank),
+            deadline_at_s=min(now.deadline_at_s, standing.deadline_at_s),
+        )
+        if sooner == now:
+            return
+        line = self._lines.get(ticket.ask.model)
+        if line is None or ticket not in line:
+            ticket.standing = sooner
+            return
+        line.remove(ticket)
+        ticket.standing = sooner
+        line.add(ticket)
+        # Those that lie at nodes say what it was.
+        self._tickets.withdraw(ticket)
+        self.pump()
 
     def abandon(self, ticket: Ticket) -> None:
         """Gives up a place in the line, or the node that it brought and nobody took."""

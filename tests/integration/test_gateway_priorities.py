@@ -7,6 +7,7 @@ from reelmesh.v1 import tenant_pb2
 
 from gateway.application import Caller
 from gateway.errors import ResourceExhausted
+from gateway.fleet.order import Standing
 from gateway.tenants import TenantPolicies
 from tests.support import fakenode
 from tests.support.fakenode import FakeNode, serve_node
@@ -15,6 +16,7 @@ from tests.support.gateways import open_gateway
 SCOPES = frozenset({"video:generate", "video:read"})
 ACME, BORA = Caller("acme", "a", SCOPES), Caller("bora", "b", SCOPES)
 BATCH = tenant_pb2.PRIORITY_BATCH
+MODEL = ("fake-wan", "1")
 
 
 @pytest.fixture
@@ -55,6 +57,18 @@ async def test_interactive_first_then_tenants_in_turn_then_deadlines(node, tmp_p
         assert [prompt for prompt in interactive if prompt != "b"] == ["soon", "late", "whenever"]
         assert interactive.index("b") <= 1
         assert batch == ["batch 1", "batch b", "batch 2"]
+
+
+async def test_a_run_that_a_more_urgent_job_shares_goes_as_that_one_would(node, tmp_path):
+    async with open_gateway(tmp_path, cache={"enabled": True}) as gateway:
+        await gateway.know(node)
+        await gateway.create(prompt="running")
+        await node.run_at(0)
+        await gateway.create(prompt="first", priority=BATCH)
+        await gateway.create(prompt="shared", priority=BATCH)
+        await gateway.create(prompt="shared")
+        assert gateway.core.waiting.ahead(MODEL, Standing(rank=1)) == 2
+        assert (await run_order(node, 3))[1:] == ["shared", "first"]
 
 
 async def test_weights_are_the_tenants_policies(node, tmp_path):
