@@ -68,12 +68,12 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(tls, service=None):
+async def serving(tls, service=None, port=0):
     guard = Guard(TABLE, region="ap", mutual=tls is not None, clock=SystemClock())
     server = aio.server(options=rpc.server_options(), interceptors=[guard])
     server.add_generic_rpc_handlers(((service or Service()).handlers(),))
     credentials = None if tls is None else tls.server_credentials()
-    port = rpc.listen(server, "127.0.0.1:0", credentials=credentials)
+    port = rpc.listen(server, f"127.0.0.1:{port}", credentials=credentials)
     await server.start()
     try:
         yield f"127.0.0.1:{port}"
@@ -291,6 +291,25 @@ async def test_an_authority_is_replaced_while_streams_run(mesh, node):
         assert await _raw(mesh, address, mesh.issue("ap", Role.GATEWAY, "g1"), ca=old_ca) is (
             grpc.StatusCode.UNAVAILABLE
         )
+        await channel.close()
+
+
+async def test_a_channel_connects_anew_with_what_was_renewed(mesh, node, tmp_path):
+    """Its server comes back believing, and signed by, another authority alone."""
+    files = mesh.part("ap", Role.GATEWAY, "g1")
+    client, other = mutual(files), MeshAuthority(tmp_path / "other")
+    channels = Channels(client)
+    async with serving(node) as address:
+        channel = channels.open(address, role=Role.NODE, region="ap")
+        ask = channel.unary_unary(f"/{SERVICE}/Who")
+        assert await ask(b"", timeout=10)
+    for settings, role, id_ in ((node._settings, Role.NODE, "n1"), (files, Role.GATEWAY, "g1")):
+        other.give_ca(settings)
+        other.renew(settings, other.issue("ap", role, id_))
+    assert node.refresh()
+    assert client.refresh()
+    async with serving(node, port=int(address.rpartition(":")[2])), asyncio.timeout(20):
+        assert await ask(b"", wait_for_ready=True) == b"gateway g1 of region ap"
         await channel.close()
 
 

@@ -192,6 +192,22 @@ async def test_a_node_cannot_attach_as_another(region):
         own.cancel()
 
 
+async def test_a_node_that_names_anothers_address_gets_no_work(region):
+    """Neither its own, which goes to the other, nor the other's, under a false name."""
+    one = await region.add_node("n1")
+    with capture_logs() as logs:
+        await region.add_node("n2", advertise=one.address)
+        gateway = await region.add_gateway("a")
+        await routable(gateway, "n1")
+
+        def told():
+            watch = [log for log in logs if log.get("attempt") == "watch-status n2"]
+            return any("role, region and id" in str(log.get("error")) for log in watch)
+
+        await until(told)
+    assert not gateway.core.fleet.link("n2").ready
+
+
 @pytest.mark.parametrize(("place", "role"), [("eu", Role.NODE), ("ap", Role.GATEWAY)])
 async def test_no_node_of_elsewhere_and_no_gateway_attaches_as_a_node(region, place, role):
     channels = region.channels(place, role, "n1")
