@@ -49,6 +49,8 @@ ACCESS: Final[AccessTable] = {
             "ListExpiredJobs": _GATEWAY,
             "KnownJobs": _GATEWAY,
             "ListOwned": _gateway("gateway_id"),
+            "ClaimWebhook": _gateway("gateway_id"),
+            "FinishWebhook": _gateway("gateway_id"),
         },
     ),
     **service_rules(

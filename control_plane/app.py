@@ -307,7 +307,8 @@ async def build_app(
         spent = SpentSweep(store=store, keys=keys, clock=clock)
         scope.spawn(election.lead(spent.keep, name="spent sweep"), name="spent sweep")
         ready = asyncio.Event()
-        metrics.gauge("live_batches", "Batches that go on.", lambda: len(jobs.others))
+        others = "Batches that go on, and webhooks that are not delivered."
+        metrics.gauge("live_others", others, lambda: len(jobs.others))
         metrics.gauge("live_jobs", "Jobs that have not ended.", lambda: len(jobs.live))
         metrics.gauge(
             "orphaned_jobs", "Live jobs without an owner.", lambda: len(jobs.watchers.orphans())

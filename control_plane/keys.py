@@ -18,8 +18,10 @@
     <prefix>/<region>/jobs/keys/<digest>          job id, by tenant and idempotency key
     <prefix>/<region>/jobs/expiry/<ms>/<job id>   empty: ended jobs by the end of their time
     <prefix>/<region>/owned/<id>                  JobRecord with the owner alone of a batch that
-                                                  has not ended. Not among the live jobs: those
-                                                  are what a tenant's quota counts
+                                                  has not ended, or of a webhook (hook_<job or
+                                                  batch id>) that is not delivered. Not
+                                                  among the live jobs: those are what a
+                                                  tenant's quota counts
     <prefix>/<region>/batches/records/<batch id>  BatchRecord, under no lease
     <prefix>/<region>/batches/{tenants,keys,expiry}/…
                                                   as those of jobs
@@ -122,8 +124,12 @@ class Keys:
         return f"{self.job_expiries}{expires_at_ms:015d}/{job_id}"
 
     def owned(self, thing_id: str) -> str:
-        """Who owns a batch that has not ended."""
+        """Who owns a batch that has not ended, or a webhook."""
         return self.owned_things + thing_id
+
+    def webhook(self, of: str) -> str:
+        """Who delivers the webhook of an ended job or batch."""
+        return self.owned(f"hook_{of}")
 
     def batch(self, batch_id: str) -> str:
         """A batch's record."""

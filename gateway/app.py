@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import structlog
@@ -35,12 +36,17 @@ from gateway.edge_grpc.peer_api import add_peer_service
 from gateway.edge_http.api import build_http_app, http_runner, listen_http
 from gateway.edge_http.connections import Connections
 from gateway.edge_http.jwks import open_jwks_loaders
+from gateway.edge_http.webhook_bodies import batch_event, video_event
+from gateway.edge_http.webhook_sender import open_sender
 from gateway.fleet.watch import ControlPlaneLink
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore
 from gateway.peers.client import Peers
 from gateway.regions.regions import Regions
 from gateway.tenants import TenantPolicies
+from gateway.webhooks.deliveries import PREFIX as WEBHOOK_PREFIX
+from gateway.webhooks.deliveries import Deliveries, Notice
+from gateway.webhooks.metrics import WebhookMetrics
 from reelkit.clock import Clock, SystemClock
 from reelkit.files import write_json_atomic
 from reelkit.mtls.channels import Channels
@@ -65,6 +71,7 @@ class GatewayApp:
 
     core: Core
     batches: OpenBatches
+    webhooks: Deliveries | None
     http_address: str
     grpc_address: str
     peer_address: str
@@ -136,16 +143,18 @@ async def build_app(
         )
 
         application, regions = await _across_regions(config, core, clock, stack, channels)
+        batch_records = batches or await _batch_store(config, clock, stack, channels)
         opened = await open_batches(
             config.batches,
             region=config.region,
             owner=core.owner,
-            store=batches or await _batch_store(config, clock, stack, channels),
+            store=batch_records,
             jobs=core.jobs,
             artifacts=core.artifacts,
             videos=application,
             catalog=core.fleet.catalog,
             policies=policies,
+            check_webhook=config.webhooks.rules.check,
             draining=lambda: regions.draining,
             watch_figure=core.metrics.watch_figure,
             sweep_interval_s=config.artifacts.sweep_interval_s,
@@ -210,9 +219,16 @@ async def build_app(
             with blame_field("ready_file", config.ready_file):
                 write_json_atomic(config.ready_file, ready)
 
+        webhooks = await _webhooks(
+            config, core, opened, batch_records, clock, stack, WebhookMetrics(registry)
+        )
+
         def shared_out(orphans: Sequence[job_service_pb2.Orphan]) -> None:
-            core.adoption.take(o for o in orphans if not o.job_id.startswith(BATCH_PREFIX))
+            others = (BATCH_PREFIX, WEBHOOK_PREFIX)
+            core.adoption.take(o for o in orphans if not o.job_id.startswith(others))
             opened.drivers.take(orphans)
+            if webhooks is not None:
+                webhooks.take(orphans)
 
         hello = control_plane_service_pb2.GatewayHello(
             gateway_id=config.gateway_id,
@@ -251,6 +267,7 @@ async def build_app(
         yield GatewayApp(
             core=core,
             batches=opened,
+            webhooks=webhooks,
             http_address=http_address,
             grpc_address=grpc_address,
             peer_address=peer_address,
@@ -311,6 +328,64 @@ async def _batch_store(
     )
     stack.push_async_callback(store.close)
     return store
+
+
+async def _find_notice(jobs: JobStore, batches: BatchStore, tenant: str, of: str) -> Notice | None:
+    """What is told of an ended job or batch; None: it is gone."""
+    if of.startswith(BATCH_PREFIX):
+        batch = await batches.get(tenant, of)
+        if batch is None:
+            return None
+        at_s = batch.batch.completed_at.ToNanoseconds() / 1e9
+        return Notice(batch.webhook_url, batch_event(batch.batch), at_s)
+    job = await jobs.get(tenant, of)
+    if job is None:
+        return None
+    at_s = job.video.completed_at.ToNanoseconds() / 1e9
+    return Notice(job.webhook_url, video_event(job.video), at_s)
+
+
+async def _webhooks(
+    config: GatewayConfig,
+    core: Core,
+    opened: OpenBatches,
+    batch_records: BatchStore,
+    clock: Clock,
+    stack: AsyncExitStack,
+    metrics: WebhookMetrics,
+) -> Deliveries | None:
+    """Tells clients of ends from now on; None where operators have not turned that on."""
+    if not config.webhooks.enabled:
+        return None
+    with blame_field("webhooks.secret_files", config.webhooks.secret_files, ValueError):
+        secrets = config.webhooks.secrets()
+    send = await stack.enter_async_context(
+        open_sender(config.webhooks.rules, timeout_s=config.webhooks.timeout_s)
+    )
+
+    deliveries = Deliveries(
+        config=config.webhooks,
+        owner=core.owner,
+        jobs=core.jobs,
+        find_notice=partial(_find_notice, core.jobs, batch_records),
+        send=send,
+        secrets=secrets,
+        metrics=metrics,
+        scope=core.scope,
+        clock=clock,
+    )
+    core.committer.on_end = deliveries.job_ended
+    opened.drivers.on_end = deliveries.batch_ended
+    core.metrics.watch_figure(
+        "webhooks_pending", "Webhooks held here.", lambda: float(deliveries.pending)
+    )
+    core.metrics.watch_figure(
+        "webhook_hosts_failing",
+        "Hosts of webhooks that are left alone until they answer.",
+        lambda: float(deliveries.open_circuits),
+    )
+    core.scope.spawn(deliveries.run(), name="own webhooks")
+    return deliveries
 
 
 def _certificates(

@@ -12,6 +12,7 @@ from gateway.auth.config import AuthConfig
 from gateway.batches.config import BatchConfig
 from gateway.edge.config import EdgeConfig
 from gateway.jobs.ids import REGION_PATTERN
+from gateway.webhooks.config import WebhookConfig
 from reelkit.logs import LogSettings
 from reelkit.mtls.config import MutualTlsSettings, refuse_plaintext
 from reelkit.settings import Address, Settings
@@ -350,6 +351,9 @@ class GatewayConfig(Settings):
     batches: BatchConfig = Field(default=BatchConfig(), description="Many videos in one request.")
     cache: CacheConfig = Field(
         default=CacheConfig(), description="Videos that need not be drawn again."
+    )
+    webhooks: WebhookConfig = Field(
+        default=WebhookConfig(), description="Telling clients of an end at a URL of theirs."
     )
     regions: RegionsConfig = Field(
         default=RegionsConfig(), description="Work that other regions do."

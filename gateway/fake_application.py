@@ -35,6 +35,7 @@ from gateway.validation.fields import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, check_op
 from gateway.validation.policy import resolve_within
 from gateway.validation.remix import remixed
 from gateway.validation.request import Catalog
+from gateway.webhooks.addresses import UrlRules
 from reelkit.clock import Clock
 from reelkit.tracing import current_traceparent
 
@@ -244,7 +245,11 @@ class FakeApplication:
         catalog = Catalog(tuple(self._models), self._models[0].name)
         seed = random.getrandbits(32)
         policy = self._policies.of(caller.tenant)
-        violations = check_options(options) + check_priority(options.priority, policy)
+        violations = [
+            *check_options(options),
+            *check_priority(options.priority, policy),
+            *UrlRules().check(options.webhook_url),
+        ]
         resolved = resolve_within(
             policy, spec, catalog, drawn_seed=seed, violations=violations, unfit=unfit
         )

@@ -207,11 +207,13 @@ class AsyncTextToVideoGenerator:
         deadline_s: float | None = None,
         priority: Priority | None = None,
         no_cache: bool = False,
+        webhook_url: str = "",
         **settings: Unpack[VideoSettings],
     ) -> VideoRecord:
         """Starts a video and returns at once; it runs whether anybody watches or not.
 
-        Takes the settings of :meth:`generate` and raises what it raises.
+        ``webhook_url`` is told of its end, where the mesh allows that. Takes the settings of
+        :meth:`generate` and raises what it raises.
         """
         request = video_service_pb2.CreateVideoRequest(
             spec=request_of(text, settings, default_model=self._model).to_spec(),
@@ -221,6 +223,7 @@ class AsyncTextToVideoGenerator:
                 deadline_s=deadline_s,
                 priority=check_priority(priority),
                 no_cache=no_cache,
+                webhook_url=webhook_url,
             ),
         )
 

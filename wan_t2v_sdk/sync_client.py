@@ -186,11 +186,13 @@ class TextToVideoGenerator:
         deadline_s: float | None = None,
         priority: Priority | None = None,
         no_cache: bool = False,
+        webhook_url: str = "",
         **settings: Unpack[VideoSettings],
     ) -> VideoRecord:
         """Starts a video and returns at once; it runs whether anybody watches or not.
 
-        Takes the settings of :meth:`generate` and raises what it raises.
+        ``webhook_url`` is told of its end, where the mesh allows that. Takes the settings of
+        :meth:`generate` and raises what it raises.
         """
         return shared_loop_thread().run(
             self._client.create(
@@ -199,6 +201,7 @@ class TextToVideoGenerator:
                 deadline_s=deadline_s,
                 priority=priority,
                 no_cache=no_cache,
+                webhook_url=webhook_url,
                 **settings,
             )
         )

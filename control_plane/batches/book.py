@@ -146,6 +146,8 @@ class BatchBook:
             if ended(wanted):
                 more.append(Delete(self._keys.owned(batch_id)))
                 more.append(Put(self._keys.batch_expiry(expires_at_ms(wanted), batch_id), b""))
+                if wanted.webhook_url:
+                    more.append(Put(self._keys.webhook(batch_id), encode_live(wanted)))
             written = await self._swap(found, wanted, more)
             if written is not None:
                 return written, True
@@ -214,10 +216,12 @@ class BatchBook:
         raise _restless(batch_id)
 
     def _unlisted(self, record: pb.BatchRecord) -> list[Op]:
-        """Takes a record out of its tenant's list, and its key out of use."""
+        """Takes a record out of its tenant's list, its key out of use, its webhook off."""
         ops: list[Op] = [Delete(self._keys.tenant_batches(record.tenant) + record.batch.id)]
         if record.idempotency_key:
             ops.append(Delete(self._keys.batch_key(record.tenant, record.idempotency_key)))
+        if record.webhook_url:
+            ops.append(Delete(self._keys.webhook(record.batch.id)))
         return ops
 
     async def list_page(

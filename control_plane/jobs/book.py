@@ -26,6 +26,7 @@ from control_plane.jobs.records import (
     same_end,
     same_owner,
 )
+from control_plane.jobs.webhooks import WebhookBook, webhook_put
 from control_plane.keys import Keys
 from control_plane.passing import PassingKeys
 from control_plane.store.port import (
@@ -60,6 +61,7 @@ class JobBook:
             store=store, writer=writer, keys=keys, ledger=self.ledger, clock=clock
         )
         self._charges = Locks()
+        self.webhooks = WebhookBook(store=store, writer=writer, keys=keys)
 
     async def create(
         self, record: pb.JobRecord, *, over_assignment: bool = False, limits: Limits = UNLIMITED
@@ -214,6 +216,7 @@ class JobBook:
         if ended(record):
             writes.append(Delete(self._keys.live_job(record.tenant, job_id)))
             writes.append(Put(self._keys.job_expiry(expires_at_ms(record), job_id), b""))
+            writes.extend(webhook_put(self._keys, record))
         charge = self.ledger.charging(record, record.reservation)
         if charge is None:
             return await self._writer.txn(compares, writes, [Get(key)])
@@ -246,6 +249,8 @@ class JobBook:
             ]
             if record.idempotency_key:
                 deletes.append(Delete(self._keys.job_key(tenant, record.idempotency_key)))
+            if record.webhook_url:
+                deletes.append(Delete(self._keys.webhook(job_id)))
             result = await self._writer.txn([unchanged(found.key, found.mod_revision)], deletes)
             if result.succeeded:
                 return record

@@ -25,6 +25,7 @@ from control_plane.jobs.records import (
     same_end,
     same_owner,
 )
+from control_plane.jobs.webhooks import webhook_put
 from control_plane.keys import Keys
 from control_plane.store.port import (
     Compare,
@@ -63,6 +64,8 @@ class _Creation:
             if ended(record)
             else Put(keys.live_job(tenant, job_id), encode_live(record)),
         ]
+        if ended(record):
+            self.puts.extend(webhook_put(keys, record))
         self._absent = absent(self.job_key)
         self.reads = [Get(self.job_key)]
         self._key = ""

@@ -138,6 +138,18 @@ class JobService(pb_grpc.JobServiceServicer):
         except ControlPlaneError as error:
             await abort(context, error)
 
+    async def ClaimWebhook(  # noqa: N802 - as above
+        self, request: pb.ClaimWebhookRequest, context: Any
+    ) -> pb.ClaimWebhookResponse:
+        """See job_service.proto."""
+        return await self._answer("ClaimWebhook", self._claim_webhook, request, context)
+
+    async def FinishWebhook(  # noqa: N802 - as above
+        self, request: pb.FinishWebhookRequest, context: Any
+    ) -> pb.FinishWebhookResponse:
+        """See job_service.proto."""
+        return await self._answer("FinishWebhook", self._finish_webhook, request, context)
+
     async def ListOwned(self, request: pb.ListOwnedRequest, context: Any) -> pb.ListOwnedResponse:  # noqa: N802 - as above
         """See job_service.proto."""
         return await self._answer("ListOwned", self._owned, request, context)
@@ -238,6 +250,25 @@ class JobService(pb_grpc.JobServiceServicer):
         check_count("limit", request.limit)
         jobs = await self._book.expired(request.now.ToMilliseconds(), limit=request.limit)
         return pb.ListExpiredJobsResponse(jobs=jobs)
+
+    async def _claim_webhook(self, request: pb.ClaimWebhookRequest) -> pb.ClaimWebhookResponse:
+        for field in ("webhook_id", "gateway_id", "incarnation"):
+            check_id(field, getattr(request, field))
+        claimed = await self._book.webhooks.claim(
+            request.webhook_id,
+            epoch=request.epoch,
+            gateway_id=request.gateway_id,
+            incarnation=request.incarnation,
+        )
+        return pb.ClaimWebhookResponse(claimed=claimed)
+
+    async def _finish_webhook(self, request: pb.FinishWebhookRequest) -> pb.FinishWebhookResponse:
+        for field in ("webhook_id", "gateway_id", "incarnation"):
+            check_id(field, getattr(request, field))
+        await self._book.webhooks.finish(
+            request.webhook_id, gateway_id=request.gateway_id, incarnation=request.incarnation
+        )
+        return pb.FinishWebhookResponse()
 
     async def _owned(self, request: pb.ListOwnedRequest) -> pb.ListOwnedResponse:
         for field in ("gateway_id", "incarnation", "prefix"):

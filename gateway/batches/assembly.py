@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -18,6 +18,7 @@ from gateway.batches.files import BatchFiles
 from gateway.batches.purge import Purge
 from gateway.batches.service import Batches
 from gateway.batches.store import BatchStore
+from gateway.errors import FieldViolation
 from gateway.jobs.store import JobStore, Owner
 from gateway.output.artifacts import ArtifactStore
 from gateway.tenants import Policies
@@ -59,6 +60,7 @@ async def open_batches(
     videos: VideoApplication,
     catalog: Callable[[], Catalog],
     policies: Policies,
+    check_webhook: Callable[[str], Sequence[FieldViolation]],
     draining: Callable[[], bool],
     watch_figure: WatchFigure,
     sweep_interval_s: float,
@@ -95,6 +97,7 @@ async def open_batches(
         purge=purge,
         catalog=catalog,
         policies=policies,
+        check_webhook=check_webhook,
         draining=draining,
         config=config,
         scope=scope,

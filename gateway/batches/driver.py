@@ -91,6 +91,8 @@ class BatchDriver:
         self._end = batch_pb2.BATCH_STATUS_COMPLETED
         self._error: video_pb2.FailedEvent | None = None
         self._leaving = False
+        self.ended: pb.BatchRecord | None = None
+        """Its record once it has ended."""
 
     @property
     def _most(self) -> int:
@@ -437,6 +439,7 @@ class BatchDriver:
                         completed=counts.completed,
                         failed=counts.failed,
                     )
+                    self.ended = record
                     await self._parts.files.tidy(record)
                     return
             await self._clock.sleep(_STORE_DELAY_S)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
@@ -52,6 +52,8 @@ class Drivers:
         # Refused after all, though their record may stand.
         self._refused: set[str] = set()
         self.draining = False
+        self.on_end: Callable[[pb.BatchRecord], None] = lambda _record: None
+        """Told of each batch that ends here."""
 
     @property
     def live(self) -> int:
@@ -86,6 +88,8 @@ class Drivers:
     async def _drive(self, driver: BatchDriver) -> None:
         try:
             await driver.run()
+            if driver.ended is not None:
+                self.on_end(driver.ended)
         except Exception:  # noqa: BLE001 - a supervisor: the next look takes the batch up again
             _log.exception("batch broke off", batch_id=driver.batch_id)
         finally:

@@ -7,7 +7,7 @@ nearest valid values; nothing of a submission is used unless all of it is right.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -73,6 +73,7 @@ class Plan:
         caller: Whose records the items will be.
         catalog: What is served.
         policy: What the tenant may do.
+        check_webhook: What is wrong with a URL to be told at.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Plan:
         caller: Caller,
         catalog: Catalog,
         policy: tenant_pb2.TenantPolicy,
+        check_webhook: Callable[[str], Sequence[FieldViolation]],
     ) -> None:
         self._policy = policy
         self._submission = submission
@@ -93,6 +95,7 @@ class Plan:
         self._told.add(submission.violations)
         self._told.add(check_head(submission))
         self._told.add(check_priority(submission.priority, policy))
+        self._told.add(check_webhook(submission.webhook_url))
         if submission.template:
             try:
                 self._template = parse(submission.template)

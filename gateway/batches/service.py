@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -59,6 +59,7 @@ class Batches:
         purge: Removes what is over.
         catalog: What is served now.
         policies: What tenants may do.
+        check_webhook: What is wrong with a URL to be told at.
         draining: Whether operators have the region take nothing more.
         scope: Owns the step from a record to its driver, which a client cannot break off.
     """
@@ -74,6 +75,7 @@ class Batches:
         purge: Purge,
         catalog: Callable[[], Catalog],
         policies: Policies,
+        check_webhook: Callable[[str], Sequence[FieldViolation]],
         draining: Callable[[], bool],
         config: BatchConfig,
         scope: TaskScope,
@@ -87,6 +89,7 @@ class Batches:
         self._purge = purge
         self._catalog = catalog
         self._policies = policies
+        self._check_webhook = check_webhook
         self._draining = draining
         self._config = config
         self._scope = scope
@@ -170,7 +173,8 @@ class Batches:
         catalog = self._catalog()
         if not catalog.models:
             raise Unavailable("no node of this region has told its models yet", retry_after_s=5.0)
-        plan = Plan(submission, caller, catalog, self._policies.of(caller.tenant))
+        policy = self._policies.of(caller.tenant)
+        plan = Plan(submission, caller, catalog, policy, self._check_webhook)
         for index, row in enumerate(submission.rows):
             plan.add(index, row)
             if index % _ROWS_AT_ONCE == _ROWS_AT_ONCE - 1:

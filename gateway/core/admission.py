@@ -42,6 +42,7 @@ from gateway.tenants import Policies, weight_of
 from gateway.validation.fields import check_options, number
 from gateway.validation.policy import resolve_within
 from gateway.validation.request import resolve
+from gateway.webhooks.addresses import UrlRules
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 from reelkit.tracing import outliving_context
@@ -75,6 +76,7 @@ class Admission:
         scope: Owns the step from a record to its run, which a client cannot break off.
         executions: Makes what runs.
         policies: What tenants may do.
+        webhooks: Which URLs may be told of an end.
         answers: Finished videos that a request may have.
         sharing: The runs that it may share.
         late: Sees to records that could not be written in time.
@@ -95,6 +97,7 @@ class Admission:
         sharing: Sharing,
         jobs: HomeJobs,
         policies: Policies,
+        webhooks: UrlRules,
         late: LateRecords,
         scope: TaskScope,
         clock: Clock,
@@ -109,6 +112,7 @@ class Admission:
         self._lifetimes = lifetimes
         self._jobs = jobs
         self._policies = policies
+        self._webhooks = webhooks
         self._late = late
         self._scope = scope
         self._executions = executions
@@ -156,7 +160,11 @@ class Admission:
         over_assignment: bool,
     ) -> video_pb2.Video:
         policy = self._policies.of(caller.tenant)
-        violations = check_options(options) + check_priority(options.priority, policy)
+        violations = [
+            *check_options(options),
+            *check_priority(options.priority, policy),
+            *self._webhooks.check(options.webhook_url),
+        ]
         digest = records.request_digest(spec)
         keep = options.durable or not streamed
         if options.idempotency_key and not violations and not unfit:

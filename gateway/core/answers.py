@@ -82,11 +82,14 @@ class Answers:
                 raise
             await self._jobs.create_here(ended)
             self._late.record(copied(ended))
+            self._committer.on_end(ended)
             return ended
         except BaseException:
             self._committer.discard(ended.artifact_key)
             raise
-        if not created:
+        if created:
+            self._committer.on_end(standing)
+        else:
             self._committer.discard(ended.artifact_key)
         return standing
 

@@ -80,6 +80,7 @@ class Core:
     metrics: GatewayMetrics
     cache: Index
     """Finished videos that may answer requests; a rollback purges it."""
+    committer: Committer
     scope: TaskScope
     """Owns jobs and node streams; its failure is the gateway's."""
 
@@ -159,6 +160,7 @@ async def open_core(
             artifacts=ground.artifacts,
             metrics=ground.metrics,
             cache=caching.index,
+            committer=committer,
             scope=ground.scope,
         )
 
@@ -398,6 +400,7 @@ def _admission(
         sharing=caching.sharing,
         jobs=ground.jobs,
         policies=ground.policies,
+        webhooks=ground.config.webhooks.rules,
         late=_late(ground),
         scope=ground.scope,
         clock=ground.clock,

@@ -50,6 +50,10 @@ _STATES: Final = {
 }
 
 
+def _nobody(_record: job_service_pb2.JobRecord) -> None:
+    """Whom an end is told that nobody asked for."""
+
+
 class Committer:
     """Makes records terminal and clears up after the loser.
 
@@ -78,6 +82,8 @@ class Committer:
         self._scope = scope
         self._metrics = metrics
         self._retention_s = retention_s
+        self.on_end: Callable[[job_service_pb2.JobRecord], None] = _nobody
+        """Told of each end, once it is written or is sure to be."""
         self._pending: set[asyncio.Task[None]] = set()
         self._closed = False
         self.on_stored: Callable[[job_service_pb2.JobRecord], None] = lambda _record: None
@@ -179,7 +185,9 @@ class Committer:
             _log.info("artifact not copied", job_id=standing.video.id, error=str(error))
             return False
         ended = self._completed(standing, whole.result, key, attempt)
-        if not await self._jobs.finish(ended):
+        if await self._jobs.finish(ended):
+            self.on_end(ended)
+        else:
             self.discard(key)
         return True
 
@@ -326,6 +334,7 @@ class Committer:
                 max(lasted_ns, 0) / 1e9,
                 video.result.size_bytes,
             )
+            self.on_end(execution.record)
             self._later("log", self._log_end, video)
 
     def note(self, execution: Execution) -> None:

@@ -90,6 +90,12 @@ FIELDS: Mapping[str, CreateField] = MappingProxyType(
             "quality",
             "auto: under load it may be drawn in fewer steps, and the answer says so.",
         ),
+        "webhook_url": CreateField(
+            Kind.TEXT,
+            "webhook_url",
+            "Told of the end, where the operators allow that; https.",
+            option=True,
+        ),
         "deadline_s": CreateField(
             Kind.NUMBER,
             "deadline_s",

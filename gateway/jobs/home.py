@@ -135,5 +135,13 @@ class HomeJobs:
         """See :meth:`gateway.jobs.store.JobStore.owned`: the region's."""
         return await self._region.owned(owner, prefix=prefix)
 
+    async def claim_webhook(self, webhook_id: str, *, epoch: int, owner: Owner) -> bool:
+        """See :meth:`gateway.jobs.store.JobStore.claim_webhook`: the region's."""
+        return await self._region.claim_webhook(webhook_id, epoch=epoch, owner=owner)
+
+    async def finish_webhook(self, webhook_id: str, *, owner: Owner) -> None:
+        """See :meth:`gateway.jobs.store.JobStore.finish_webhook`: the region's."""
+        await self._region.finish_webhook(webhook_id, owner=owner)
+
     async def _book_of(self, job_id: str) -> JobStore:
         return self._own if await self._own.known((job_id,)) else self._region

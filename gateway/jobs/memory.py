@@ -262,6 +262,13 @@ class MemoryJobStore:
         """See :meth:`JobStore.owned`: nothing, since all of it goes with this process."""
         return []
 
+    async def claim_webhook(self, webhook_id: str, *, epoch: int, owner: Owner) -> bool:  # noqa: ARG002 - the port's
+        """See :meth:`JobStore.claim_webhook`: there is nobody to take one from."""
+        return False
+
+    async def finish_webhook(self, webhook_id: str, *, owner: Owner) -> None:
+        """See :meth:`JobStore.finish_webhook`: nothing is kept of it."""
+
 
 def _owner(record: job_service_pb2.JobRecord) -> tuple[str, str, int]:
     return record.owner_gateway, record.owner_incarnation, record.epoch

@@ -62,6 +62,7 @@ def new_record(
         keep=keep,
         idempotency_key=options.idempotency_key,
         request_digest=digest,
+        webhook_url=options.webhook_url,
     )
     _set_time(record.video.created_at, now_s)
     if options.HasField("deadline_s"):

@@ -217,6 +217,24 @@ class RemoteJobStore:
         answer = await self._ask(lambda stub, limit_s: stub.ListOwned(request, timeout=limit_s))
         return list(answer.owned)
 
+    async def claim_webhook(self, webhook_id: str, *, epoch: int, owner: Owner) -> bool:
+        """See :meth:`gateway.jobs.store.JobStore.claim_webhook`."""
+        request = pb.ClaimWebhookRequest(
+            webhook_id=webhook_id,
+            gateway_id=owner.gateway_id,
+            incarnation=owner.incarnation,
+            epoch=epoch,
+        )
+        answer = await self._find(lambda stub, limit_s: stub.ClaimWebhook(request, timeout=limit_s))
+        return answer is not None and answer.claimed
+
+    async def finish_webhook(self, webhook_id: str, *, owner: Owner) -> None:
+        """See :meth:`gateway.jobs.store.JobStore.finish_webhook`."""
+        request = pb.FinishWebhookRequest(
+            webhook_id=webhook_id, gateway_id=owner.gateway_id, incarnation=owner.incarnation
+        )
+        await self._ask(lambda stub, limit_s: stub.FinishWebhook(request, timeout=limit_s))
+
     async def _known_page(self, ids: Sequence[str]) -> Sequence[str]:
         request = pb.KnownJobsRequest(job_ids=ids)
         answer = await self._ask(lambda stub, limit_s: stub.KnownJobs(request, timeout=limit_s))

@@ -155,6 +155,17 @@ class JobStore(Protocol):
         """
         ...
 
+    async def claim_webhook(self, webhook_id: str, *, epoch: int, owner: Owner) -> bool:
+        """Makes ``owner`` deliver a webhook whose owner is gone; False: it is another's, or over.
+
+        Webhooks are written with the end of their job, by where the records outlive their owner.
+        """
+        ...
+
+    async def finish_webhook(self, webhook_id: str, *, owner: Owner) -> None:
+        """A webhook of ``owner``'s is delivered or given up; one that is not there is fine."""
+        ...
+
 
 def check_digest(standing: job_service_pb2.JobRecord, digest: str) -> None:
     """Makes sure that a key is used again with the same request.

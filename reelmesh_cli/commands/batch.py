@@ -98,22 +98,26 @@ def batch(
         raise _stopped(run, results.path) from None
     finally:
         results.close(row.digest for row in rows)
+    _tell(run, len(rows), results.path, as_json=json_output)
+    raise typer.Exit(1 if run.failed else 0)
+
+
+def _tell(run: BatchRun, rows: int, results: Path, *, as_json: bool) -> None:
     summary = {
-        "rows": len(rows),
+        "rows": rows,
         "skipped": run.skipped,
         "completed": run.completed,
         "failed": run.failed,
         "batch_id": run.batch_id,
-        "results": str(results.path),
+        "results": str(results),
     }
-    if json_output:
+    if as_json:
         console.print_json(summary)
     else:
         console.out.print(
             f"{run.completed} made, {run.skipped} finished before, {run.failed} failed; "
-            f"{escape(str(results.path))}"
+            f"{escape(str(results))}"
         )
-    raise typer.Exit(1 if run.failed else 0)
 
 
 def _stopped(run: BatchRun, results: Path) -> StoppedError:

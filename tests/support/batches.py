@@ -14,6 +14,7 @@ from gateway.jobs.store import Owner
 from gateway.output.artifacts import ObstoreArtifacts
 from gateway.tenants import TenantPolicies
 from gateway.validation.request import Catalog
+from gateway.webhooks.addresses import UrlRules
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
 
@@ -37,6 +38,7 @@ async def batches_over(
         videos=application,
         catalog=catalog,
         policies=TenantPolicies(),
+        check_webhook=UrlRules().check,
         draining=lambda: False,
         watch_figure=lambda *_: None,
         sweep_interval_s=60.0,

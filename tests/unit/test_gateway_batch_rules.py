@@ -20,6 +20,7 @@ from gateway.errors import InvalidRequest
 from gateway.fake_application import fake_model
 from gateway.jobs.store import Owner
 from gateway.validation.request import Catalog
+from gateway.webhooks.addresses import UrlRules
 
 ME = Caller("acme", "me", frozenset({"video:generate"}))
 NAMES = st.text(string.ascii_letters, min_size=1, max_size=8)
@@ -98,7 +99,7 @@ def test_a_rows_own_size_replaces_the_defaults_whichever_way_it_is_said():
 def plan_of(rows, *, policy=None, **more):
     submission = Submission(rows=rows, **more)
     catalog = Catalog((fake_model(),), "fake-t2v")
-    plan = Plan(submission, ME, catalog, policy or tenant_pb2.TenantPolicy())
+    plan = Plan(submission, ME, catalog, policy or tenant_pb2.TenantPolicy(), UrlRules().check)
     for index, row in enumerate(rows):
         plan.add(index, row)
     return plan
@@ -151,6 +152,7 @@ def test_variables_without_a_template_and_prompts_with_one_are_refused():
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
         ({"metadata": {str(n): "é" * 512 for n in range(8)}}, "metadata"),
         ({"template": "{"}, "template"),
+        ({"webhook_url": "https://example.com/"}, "webhook_url"),
     ],
 )
 def test_what_is_wrong_outside_the_rows_is_told_too(head, field):

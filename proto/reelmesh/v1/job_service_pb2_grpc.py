@@ -97,6 +97,16 @@ class JobServiceStub:
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.FromString,
                 _registered_method=True)
+        self.ClaimWebhook = channel.unary_unary(
+                '/reelmesh.v1.JobService/ClaimWebhook',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimWebhookRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimWebhookResponse.FromString,
+                _registered_method=True)
+        self.FinishWebhook = channel.unary_unary(
+                '/reelmesh.v1.JobService/FinishWebhook',
+                request_serializer=reelmesh_dot_v1_dot_job__service__pb2.FinishWebhookRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_job__service__pb2.FinishWebhookResponse.FromString,
+                _registered_method=True)
         self.ListOwned = channel.unary_unary(
                 '/reelmesh.v1.JobService/ListOwned',
                 request_serializer=reelmesh_dot_v1_dot_job__service__pb2.ListOwnedRequest.SerializeToString,
@@ -200,6 +210,21 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClaimWebhook(self, request, context):
+        """Makes the caller owner of an undelivered webhook, which WatchOrphans tells: epoch + 1 by
+        compare-and-swap. NOT_FOUND: it was delivered or given up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishWebhook(self, request, context):
+        """The owner's word that a webhook is delivered or given up. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListOwned(self, request, context):
         """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
         read it: for an owner that may have missed the answer to a write.
@@ -270,6 +295,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.WatchOrphans,
                     request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.SerializeToString,
+            ),
+            'ClaimWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimWebhook,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimWebhookRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.ClaimWebhookResponse.SerializeToString,
+            ),
+            'FinishWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishWebhook,
+                    request_deserializer=reelmesh_dot_v1_dot_job__service__pb2.FinishWebhookRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_job__service__pb2.FinishWebhookResponse.SerializeToString,
             ),
             'ListOwned': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOwned,
@@ -604,6 +639,60 @@ class JobService:
             '/reelmesh.v1.JobService/WatchOrphans',
             reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansRequest.SerializeToString,
             reelmesh_dot_v1_dot_job__service__pb2.WatchOrphansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/ClaimWebhook',
+            reelmesh_dot_v1_dot_job__service__pb2.ClaimWebhookRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.ClaimWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.JobService/FinishWebhook',
+            reelmesh_dot_v1_dot_job__service__pb2.FinishWebhookRequest.SerializeToString,
+            reelmesh_dot_v1_dot_job__service__pb2.FinishWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,12 @@ class JobServiceStub:
     """Live jobs whose owner is no more: whole at first and after each change, and
     again every few seconds as proof that the stream lives.
     """
+    ClaimWebhook: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ClaimWebhookRequest, _job_service_pb2.ClaimWebhookResponse]
+    """Makes the caller owner of an undelivered webhook, which WatchOrphans tells: epoch + 1 by
+    compare-and-swap. NOT_FOUND: it was delivered or given up.
+    """
+    FinishWebhook: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.FinishWebhookRequest, _job_service_pb2.FinishWebhookResponse]
+    """The owner's word that a webhook is delivered or given up. Idempotent."""
     ListOwned: _grpc.UnaryUnaryMultiCallable[_job_service_pb2.ListOwnedRequest, _job_service_pb2.ListOwnedResponse]
     """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
     read it: for an owner that may have missed the answer to a write.
@@ -119,6 +125,12 @@ class JobServiceAsyncStub(JobServiceStub):
     """Live jobs whose owner is no more: whole at first and after each change, and
     again every few seconds as proof that the stream lives.
     """
+    ClaimWebhook: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ClaimWebhookRequest, _job_service_pb2.ClaimWebhookResponse]  # type: ignore[assignment]
+    """Makes the caller owner of an undelivered webhook, which WatchOrphans tells: epoch + 1 by
+    compare-and-swap. NOT_FOUND: it was delivered or given up.
+    """
+    FinishWebhook: _aio.UnaryUnaryMultiCallable[_job_service_pb2.FinishWebhookRequest, _job_service_pb2.FinishWebhookResponse]  # type: ignore[assignment]
+    """The owner's word that a webhook is delivered or given up. Idempotent."""
     ListOwned: _aio.UnaryUnaryMultiCallable[_job_service_pb2.ListOwnedRequest, _job_service_pb2.ListOwnedResponse]  # type: ignore[assignment]
     """What a gateway owns beside jobs that has not ended, such as batches, as this replica last
     read it: for an owner that may have missed the answer to a write.
@@ -236,6 +248,24 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Live jobs whose owner is no more: whole at first and after each change, and
         again every few seconds as proof that the stream lives.
         """
+
+    @_abc_1.abstractmethod
+    def ClaimWebhook(
+        self,
+        request: _job_service_pb2.ClaimWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.ClaimWebhookResponse, _abc.Awaitable[_job_service_pb2.ClaimWebhookResponse]]:
+        """Makes the caller owner of an undelivered webhook, which WatchOrphans tells: epoch + 1 by
+        compare-and-swap. NOT_FOUND: it was delivered or given up.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishWebhook(
+        self,
+        request: _job_service_pb2.FinishWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_service_pb2.FinishWebhookResponse, _abc.Awaitable[_job_service_pb2.FinishWebhookResponse]]:
+        """The owner's word that a webhook is delivered or given up. Idempotent."""
 
     @_abc_1.abstractmethod
     def ListOwned(
