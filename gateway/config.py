@@ -12,6 +12,7 @@ from gateway.auth.config import AuthConfig
 from gateway.batches.config import BatchConfig
 from gateway.edge.config import EdgeConfig
 from gateway.jobs.ids import REGION_PATTERN
+from gateway.validation.brown_out import Waits
 from gateway.webhooks.config import WebhookConfig
 from reelkit.logs import LogSettings
 from reelkit.mtls.config import MutualTlsSettings, refuse_plaintext
@@ -245,6 +246,51 @@ class CacheConfig(Settings):
     )
 
 
+class BrownOutConfig(Settings):
+    """Fewer steps under load, for requests that say ``quality: auto``."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether they are cut. Only requests that leave the quality to the gateway "
+        "are, never below the tenant's min_steps_percent or the model's minimum, and the answer "
+        "says so.",
+    )
+    on_wait_s: float = Field(
+        default=120.0,
+        gt=0,
+        le=24 * 3600,
+        description="Seconds that an interactive job would wait, from which on steps are cut; two "
+        "minutes are more than most wait for a video.",
+    )
+    off_wait_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=24 * 3600,
+        description="Seconds below which they are not any more; less than on_wait_s, so that it "
+        "does not flicker.",
+    )
+    full_wait_s: float = Field(
+        default=600.0,
+        gt=0,
+        le=24 * 3600,
+        description="Seconds at which they are cut to the least; in proportion before.",
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.off_wait_s <= self.on_wait_s <= self.full_wait_s:
+            raise ValueError("off_wait_s, on_wait_s and full_wait_s must rise in this order")
+        if self.off_wait_s == self.full_wait_s:
+            raise ValueError("full_wait_s must be more than off_wait_s")
+        return self
+
+    def waits(self) -> Waits | None:
+        """As the decision takes them; None where nothing is cut."""
+        if not self.enabled:
+            return None
+        return Waits(on_s=self.on_wait_s, off_s=self.off_wait_s, full_s=self.full_wait_s)
+
+
 class RegionsConfig(Settings):
     """Work that other regions do."""
 
@@ -354,6 +400,9 @@ class GatewayConfig(Settings):
     )
     webhooks: WebhookConfig = Field(
         default=WebhookConfig(), description="Telling clients of an end at a URL of theirs."
+    )
+    brown_out: BrownOutConfig = Field(
+        default=BrownOutConfig(), description="Fewer steps under load."
     )
     regions: RegionsConfig = Field(
         default=RegionsConfig(), description="Work that other regions do."

@@ -32,7 +32,11 @@ def facts_table(result: GenerationResult, path: Path, *, sheet: Path | None) -> 
         "length",
         f"{facts.num_frames} frames at {facts.fps:g} fps, {facts.duration_s:.2f} s{wished}",
     )
-    row("model", f"{facts.model} {facts.model_version}, {facts.steps} steps, seed {facts.seed}")
+    cut = f" ({facts.unloaded_steps} without load)" if facts.unloaded_steps else ""
+    row(
+        "model",
+        f"{facts.model} {facts.model_version}, {facts.steps} steps{cut}, seed {facts.seed}",
+    )
     row("made in", f"{facts.region}, {facts.node or 'unknown node'}, attempts: {facts.attempts}")
     row("took", f"{facts.timings['client_s']:.2f} s ({_stages(facts.timings)})")
     row("bytes", f"{facts.size_bytes} (sha256 {facts.sha256[:16]}…)")

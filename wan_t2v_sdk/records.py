@@ -46,6 +46,8 @@ class ResolvedSettings:
     guidance_scale: float
     flow_shift: float
     seed: int
+    unloaded_steps: int | None
+    """How many steps it would have had without load; None: as many as it has."""
     requested_resolution: str
     requested_seconds: float | None
 
@@ -127,6 +129,7 @@ def settings_of(spec: video_pb2.ResolvedSpec) -> ResolvedSettings:
         num_frames=spec.num_frames,
         fps=spec.fps,
         steps=spec.steps,
+        unloaded_steps=spec.unloaded_steps or None,
         guidance_scale=spec.guidance_scale,
         flow_shift=spec.flow_shift,
         seed=spec.seed,

@@ -40,6 +40,8 @@ class VideoFacts:
     num_frames: int
     fps: float
     steps: int
+    unloaded_steps: int | None
+    """How many steps it would have had without load; None: as many as it has."""
     guidance_scale: float
     flow_shift: float
     seed: int
@@ -185,6 +187,7 @@ def facts_of(
         num_frames=completed.num_frames,
         fps=completed.fps,
         steps=spec.steps,
+        unloaded_steps=spec.unloaded_steps or None,
         guidance_scale=spec.guidance_scale,
         flow_shift=spec.flow_shift,
         seed=completed.seed,

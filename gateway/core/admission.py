@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -16,32 +15,28 @@ from gateway.application import Caller
 from gateway.core.answers import Answers
 from gateway.core.cache_metrics import CacheMetrics
 from gateway.core.execution import Execution
-from gateway.core.executions import Executions, ask_of
+from gateway.core.executions import Executions
 from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
+from gateway.core.room import Outlook, Room
 from gateway.core.sharing import Sharing, cache_status
 from gateway.errors import (
     FieldViolation,
     GatewayError,
     JobStoreAway,
-    ResourceExhausted,
     Unavailable,
 )
 from gateway.fleet.nodes import Fleet
-from gateway.fleet.order import Standing
-from gateway.fleet.placement import serving, typical_speed
-from gateway.fleet.waiting import WaitingRoom
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
 from gateway.jobs.quota import is_counted, reservation
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
-from gateway.priority import check_priority, granted, rank
-from gateway.tenants import Policies, weight_of
-from gateway.validation.fields import check_options, number
+from gateway.priority import check_priority, granted
+from gateway.tenants import Policies
+from gateway.validation.fields import check_options
 from gateway.validation.policy import resolve_within
-from gateway.validation.request import resolve
 from gateway.webhooks.addresses import UrlRules
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
@@ -50,20 +45,6 @@ from reelkit.tracing import outliving_context
 T = TypeVar("T")
 
 _log = structlog.get_logger("gateway.admission")
-
-
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a request would find here."""
-
-    model: tuple[str, str]
-    units: float
-    wait_s: float | None
-    """Of a job of its priority; None: this region cannot take it now."""
-    units_per_second: float
-    """Of a typical worker; 0 where it is not known."""
-    rank: int
-    """Of its priority."""
 
 
 class Admission:
@@ -90,7 +71,7 @@ class Admission:
         region: str,
         owner: Owner,
         fleet: Fleet,
-        waiting: WaitingRoom,
+        room: Room,
         lifetimes: Lifetimes,
         executions: Executions,
         answers: Answers,
@@ -108,7 +89,7 @@ class Admission:
         self._region = region
         self._owner = owner
         self._fleet = fleet
-        self._waiting = waiting
+        self._room = room
         self._lifetimes = lifetimes
         self._jobs = jobs
         self._policies = policies
@@ -172,25 +153,29 @@ class Admission:
             if standing is not None:
                 check_digest(standing, digest)
                 return self._again(standing, keep=keep)
-        urgency = self._standing(caller, options)
+        urgency = self._room.standing(caller, options)
         record = self._draft(caller, spec, options, violations, unfit)
         record.request_digest, record.keep = digest, keep
         records.check_size(record)
-        leader = None
-        if record.execution_key and not options.no_cache:
-            video = await self._answer(record, policy, over_assignment=over_assignment)
-            if video is not None:
-                return video
-            await self._sharing.settled(record)
-            leader = self._sharing.leader_for(caller.tenant, record.execution_key)
+        found = await self._there_already(record, options, policy, over_assignment=over_assignment)
+        if found is None and self._room.cut_steps(record):
+            self._set_key(record, options, seeded=spec.HasField("seed"))
+            found = await self._there_already(
+                record, options, policy, over_assignment=over_assignment
+            )
+        if isinstance(found, video_pb2.Video):
+            return found
+        leader = found
         if leader is None:
-            self._check_room(record.video.spec, urgency)
-            gpu_seconds = self._gpu_seconds(record.video.spec)
+            self._room.check(record.video.spec, urgency, coming=self._begins)
+            gpu_seconds = self._room.gpu_seconds(record.video.spec)
         else:
             # In case that it comes to pay.
             gpu_seconds = leader.record.reservation.gpu_seconds
         record.reservation.CopyFrom(reservation(gpu_seconds, now_s=self._clock.wall()))
         beginning = self._beginning(record, leader, policy, over_assignment=over_assignment)
+        if record.video.spec.unloaded_steps:
+            self._metrics.browned_out()
         self._cache_metrics.request(record.video.cache)
         return await self._to_its_end(beginning)
 
@@ -224,13 +209,40 @@ class Admission:
             keep=False,
             now_s=self._clock.wall(),
         )
-        record.execution_key = self._sharing.execution_key(
-            caller.tenant, record.video.spec, seeded=spec.HasField("seed")
-        )
-        record.video.cache = cache_status(record.execution_key, no_cache=options.no_cache)
+        self._set_key(record, options, seeded=spec.HasField("seed"))
         return record
 
+    def _set_key(
+        self,
+        record: job_service_pb2.JobRecord,
+        options: video_service_pb2.CreateOptions,
+        *,
+        seeded: bool,
+    ) -> None:
+        """What the record says of the runs that may answer it; follows from its spec."""
+        record.execution_key = self._sharing.execution_key(
+            record.tenant, record.video.spec, seeded=seeded
+        )
+        record.video.cache = cache_status(record.execution_key, no_cache=options.no_cache)
+
     # --- what is there already ---
+
+    async def _there_already(
+        self,
+        record: job_service_pb2.JobRecord,
+        options: video_service_pb2.CreateOptions,
+        policy: tenant_pb2.TenantPolicy,
+        *,
+        over_assignment: bool,
+    ) -> video_pb2.Video | Execution | None:
+        """The video itself, or a run that the job may share; None: it must be drawn."""
+        if not record.execution_key or options.no_cache:
+            return None
+        video = await self._answer(record, policy, over_assignment=over_assignment)
+        if video is not None:
+            return video
+        await self._sharing.settled(record)
+        return self._sharing.leader_for(record.tenant, record.execution_key)
 
     async def _answer(
         self,
@@ -414,18 +426,6 @@ class Admission:
             self._lifetimes.keep(execution)
         return execution.video()
 
-    def _standing(self, caller: Caller, options: video_service_pb2.CreateOptions) -> Standing:
-        """How a job of these options would stand in line."""
-        now_s, policy = self._clock.monotonic(), self._policies.of(caller.tenant)
-        timed = options.HasField("deadline_s")
-        return Standing(
-            tenant=caller.tenant,
-            rank=rank(granted(options.priority, policy)),
-            weight=weight_of(policy),
-            deadline_at_s=now_s + options.deadline_s if timed else math.inf,
-            came_at_s=now_s,
-        )
-
     def outlook(
         self,
         caller: Caller,
@@ -433,28 +433,10 @@ class Admission:
         options: video_service_pb2.CreateOptions,
     ) -> Outlook | None:
         """What the request would find here; None where it is wrong or nothing can be said."""
-        catalog = self._fleet.catalog()
-        if not catalog.models:
-            return None
-        try:
-            resolved = resolve(spec, catalog, drawn_seed=0, violations=[], unfit={})
-        except GatewayError:
-            return None
-        ask, standing = ask_of(resolved), self._standing(caller, options)
-        able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
-        wait_s = self._waiting.predicted_wait_s(ask.model, standing)
-        late = options.HasField("deadline_s") and (wait_s or 0.0) > options.deadline_s
-        full = self._waiting.full(standing, coming=self._begins)
-        if full or self._lifetimes.draining or late:
-            wait_s = None
-        speed = typical_speed(able) if able else 0.0
-        return Outlook(ask.model, ask.units, wait_s, speed, standing.rank)
-
-    def _gpu_seconds(self, resolved: video_pb2.ResolvedSpec) -> float:
-        """What the video is predicted to take of a typical worker."""
-        ask = ask_of(resolved)
-        able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
-        return ask.units / typical_speed(able)
+        found = self._room.outlook(caller, spec, options, coming=self._begins)
+        if found is not None and self._lifetimes.draining:
+            return replace(found, wait_s=None)
+        return found
 
     def _resolve(
         self,
@@ -476,25 +458,3 @@ class Admission:
             violations=violations,
             unfit=unfit,
         )
-
-    def _check_room(self, resolved: video_pb2.ResolvedSpec, standing: Standing) -> None:
-        """Refuses what must be drawn and cannot be in time."""
-        model = (resolved.model, resolved.model_version)
-        wait_s = self._waiting.predicted_wait_s(model, standing)
-        if wait_s is None:
-            raise Unavailable(
-                f"no ready node serves {resolved.model} {resolved.model_version} now",
-                retry_after_s=5.0,
-            )
-        if self._waiting.full(standing, coming=self._begins):
-            raise ResourceExhausted(
-                f"{len(self._waiting)} videos wait already; come back in {wait_s:.0f} s",
-                retry_after_s=max(wait_s, 1.0),
-            )
-        deadline_s = standing.deadline_at_s - standing.came_at_s
-        if wait_s > deadline_s:
-            raise ResourceExhausted(
-                f"the predicted wait of {wait_s:.0f} s passes the deadline of "
-                f"{number(round(deadline_s, 3))} s",
-                retry_after_s=max(wait_s, 1.0),
-            )

@@ -20,10 +20,12 @@ from gateway.core.caching import Caching, make_caching
 from gateway.core.commit import Committer
 from gateway.core.contents import Contents
 from gateway.core.executions import Executions
+from gateway.core.figures import watch_figures
 from gateway.core.late_records import LateRecords
 from gateway.core.lifetimes import Lifetimes
 from gateway.core.metrics import GatewayMetrics
 from gateway.core.node_run import NodeRun
+from gateway.core.room import Room
 from gateway.core.runner import Runner
 from gateway.core.sharing import Sharing
 from gateway.core.sources import Sources
@@ -144,7 +146,7 @@ async def open_core(
             adoption=adoption,
             pictures=_pictures(ground, stack),
         )
-        _watch_figures(ground, fleet, waiting, lifetimes, videos)
+        watch_figures(ground.metrics, fleet, waiting, lifetimes, videos)
         yield Core(
             videos=videos,
             fleet=fleet,
@@ -393,7 +395,14 @@ def _admission(
         region=ground.config.region,
         owner=ground.owner,
         fleet=fleet,
-        waiting=waiting,
+        room=Room(
+            fleet=fleet,
+            waiting=waiting,
+            policies=ground.policies,
+            clock=ground.clock,
+            metrics=ground.metrics,
+            brown_out=ground.config.brown_out.waits(),
+        ),
         lifetimes=lifetimes,
         executions=executions,
         answers=caching.answers,
@@ -468,19 +477,6 @@ def _pictures(ground: _Ground, stack: AsyncExitStack) -> Pictures:
         timeout_s=config.picture_timeout_s,
         scope=ground.scope,
     )
-
-
-def _watch_figures(
-    ground: _Ground, fleet: Fleet, waiting: WaitingRoom, lifetimes: Lifetimes, videos: Videos
-) -> None:
-    watch = ground.metrics.watch_figure
-    watch("jobs_live", "Jobs that have not ended.", lambda: float(lifetimes.live))
-    watch("jobs_held", "Jobs whose events are kept.", lambda: float(lifetimes.held))
-    watch("jobs_waiting", "Jobs that wait for a node.", lambda: float(len(waiting)))
-    watch("models_waited_for", "Model versions that jobs wait for.", lambda: float(waiting.lines))
-    watch("predicted_wait_seconds", "Wait of a job for the default model.", videos.predicted_wait_s)
-    watch("nodes", "Nodes known.", lambda: float(sum(1 for _ in fleet.links)))
-    watch("ready_workers", "Workers that take work.", lambda: float(fleet.ready_workers))
 
 
 def _sweeper(ground: _Ground) -> Sweeper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -44,25 +45,24 @@ class GatewayMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._admitted = Counter(
-            "reelmesh_gateway_jobs_admitted", "Jobs admitted.", registry=registry
+        counter = partial(Counter, registry=registry)
+        self._admitted = counter(
+            "reelmesh_gateway_jobs_admitted",
+            "Jobs admitted.",
         )
-        self._adopted = Counter(
+        self._adopted = counter(
             "reelmesh_gateway_jobs_adopted",
             "Jobs taken over from a gateway that was gone.",
-            registry=registry,
         )
-        self._refused = Counter(
+        self._refused = counter(
             "reelmesh_gateway_jobs_refused",
             "Jobs refused at admission, by the error's code.",
             ("code",),
-            registry=registry,
         )
-        self._ended = Counter(
+        self._ended = counter(
             "reelmesh_gateway_jobs_ended",
             "Jobs that ended, by how and why.",
             ("state", "cause"),
-            registry=registry,
         )
         self._seconds = Histogram(
             "reelmesh_gateway_job_seconds",
@@ -71,36 +71,36 @@ class GatewayMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self._placements = Counter(
+        self._placements = counter(
             "reelmesh_gateway_placements",
             "Jobs given to a node: it took them to an end, failed, or was full.",
             ("outcome",),
-            registry=registry,
         )
-        self._node_failures = Counter(
+        self._node_failures = counter(
             "reelmesh_gateway_node_failures",
             "Runs that failed for a cause of the node's own.",
             ("cause",),
-            registry=registry,
         )
-        self._ejections = Counter(
+        self._ejections = counter(
             "reelmesh_gateway_node_ejections",
             "Nodes taken out for a while by their failure rate.",
-            registry=registry,
         )
-        self._damaged = Counter(
+        self._damaged = counter(
             "reelmesh_gateway_artifacts_damaged",
             "Reads of finished videos whose bytes were not those that were drawn.",
-            registry=registry,
         )
-        self._offers = Counter(
+        self._browned_out = counter(
+            "reelmesh_gateway_jobs_browned_out",
+            "Jobs of quality auto that were given fewer steps, as there was load.",
+        )
+        self._offers = counter(
             "reelmesh_gateway_node_offers",
             "Slots that nodes offered to waiting jobs: taken, or declined by one placed elsewhere.",
             ("answer",),
-            registry=registry,
         )
-        self._bytes = Counter(
-            "reelmesh_gateway_video_bytes", "Bytes of finished videos.", registry=registry
+        self._bytes = counter(
+            "reelmesh_gateway_video_bytes",
+            "Bytes of finished videos.",
         )
 
     def watch_figure(self, name: str, text: str, figure: Callable[[], float]) -> None:
@@ -132,6 +132,10 @@ class GatewayMetrics:
     def offer_answered(self, answer: str) -> None:
         """Counts a node's offer: "taken" or "declined"."""
         self._offers.labels(answer).inc()
+
+    def browned_out(self) -> None:
+        """Counts a job that was given fewer steps under load."""
+        self._browned_out.inc()
 
     def node_failed(self, cause: str) -> None:
         """Counts a run that failed for a cause of the node's own."""

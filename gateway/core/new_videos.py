@@ -15,7 +15,7 @@ import structlog
 from reelmesh.v1 import video_pb2, video_service_pb2
 
 from gateway.application import Caller
-from gateway.core.admission import Outlook
+from gateway.core.room import Outlook
 from gateway.core.videos import Videos
 from gateway.errors import (
     GatewayError,

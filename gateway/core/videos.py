@@ -13,11 +13,12 @@ from reelmesh.v1 import (
 )
 
 from gateway.application import ALL_FIT, Caller, Download, Link, Variant
-from gateway.core.admission import Admission, Outlook
+from gateway.core.admission import Admission
 from gateway.core.commit import Committer
 from gateway.core.contents import Contents
 from gateway.core.execution import Execution
 from gateway.core.lifetimes import Lifetimes
+from gateway.core.room import Outlook
 from gateway.core.sources import Remote, Sources
 from gateway.errors import FieldViolation, InvalidRequest
 from gateway.fleet.nodes import Fleet

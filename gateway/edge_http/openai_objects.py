@@ -72,6 +72,11 @@ def _own_fields(video: video_pb2.Video) -> dict[str, Any]:
         "seed": spec.seed,
         "quality": spec.quality or None,
         "priority": NAMES.get(video.priority),
+        "brown_out": (
+            {"steps": spec.steps, "unloaded_steps": spec.unloaded_steps}
+            if spec.unloaded_steps
+            else None
+        ),
         "requested": {"resolution": spec.requested_resolution or None, "seconds": wished},
         "region": video.region,
         "attempts": video.attempts,

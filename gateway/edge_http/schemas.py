@@ -55,6 +55,13 @@ _VIDEO: Final = _object(
         "guidance_scale": _NUMBER,
         "flow_shift": _NUMBER,
         "quality": {"type": ["string", "null"]},
+        "brown_out": {
+            "type": ["object", "null"],
+            "description": "Where it is drawn in fewer steps, as there was load: how many, and "
+            "how many it would have been.",
+            "properties": {"steps": _WHOLE, "unloaded_steps": _WHOLE},
+            "required": ["steps", "unloaded_steps"],
+        },
         "priority": {"enum": ["interactive", "batch", None]},
         "cache": {
             "enum": ["miss", "hit", "shared", "refreshed", "bypassed", None],
