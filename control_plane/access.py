@@ -8,6 +8,7 @@ from reelmesh.v1 import (
     batch_record_service_pb2,
     control_plane_service_pb2,
     job_service_pb2,
+    quota_service_pb2,
 )
 
 from reelkit.mtls.access import COMMON, AccessTable, Rule, service_rules
@@ -51,6 +52,14 @@ ACCESS: Final[AccessTable] = {
             "ListOwned": _gateway("gateway_id"),
             "ClaimWebhook": _gateway("gateway_id"),
             "FinishWebhook": _gateway("gateway_id"),
+        },
+    ),
+    **service_rules(
+        quota_service_pb2.DESCRIPTOR.services_by_name["QuotaService"].full_name,
+        {
+            # A gateway that could ask in another's name would take its part away.
+            "LeaseShares": _gateway("gateway_id"),
+            "ReleaseShares": _gateway("gateway_id"),
         },
     ),
     **service_rules(

@@ -16,6 +16,7 @@ from reelmesh.v1.control_plane_service_pb2_grpc import (
     add_ControlPlaneServiceServicer_to_server,
 )
 from reelmesh.v1.job_service_pb2_grpc import add_JobServiceServicer_to_server
+from reelmesh.v1.quota_service_pb2_grpc import add_QuotaServiceServicer_to_server
 
 from control_plane.access import ACCESS
 from control_plane.attach import NodeAttachment
@@ -42,6 +43,9 @@ from control_plane.metrics import Metrics
 from control_plane.model_sweep import ModelSweep
 from control_plane.operator.service import OperatorService
 from control_plane.operator.status import GrpcStatusAsker
+from control_plane.quotas.part import make_quotas
+from control_plane.quotas.service import SERVICE_NAME as QUOTA_SERVICE_NAME
+from control_plane.quotas.service import QuotaService
 from control_plane.regions.part import make_regions
 from control_plane.registry.wanted import WantedWeightsPlan
 from control_plane.service import ControlPlaneService
@@ -236,6 +240,14 @@ async def build_app(
         batches = BatchRecordService(
             book=BatchBook(store=store, writer=writer, keys=keys), observe=metrics.count_job_call
         )
+        quotas = make_quotas(
+            config.quotas,
+            store=store,
+            writer=writer,
+            keys=keys,
+            clock=clock,
+            observe=metrics.count_quota_call,
+        )
         service = ControlPlaneService(
             nodes=nodes, gateways=gateways, watchers=watchers, regions=regions.watchers
         )
@@ -243,6 +255,7 @@ async def build_app(
             service,
             jobs.service,
             batches,
+            quotas.service,
             reflection=config.reflection,
             guard=Guard(ACCESS, region=config.region, mutual=tls is not None, clock=clock),
         )
@@ -318,6 +331,7 @@ async def build_app(
             (store, keys.desired_states, desired.apply),
             (store, keys.live_jobs, jobs.live.apply),
             (store, keys.owned_things, jobs.others.apply),
+            (store, keys.quotas.base, quotas.gateways.view.apply),
             (global_store, global_keys.regions, regions.book.apply),
             (global_store, global_keys.revocations, regions.revocations.apply),
             (global_store, global_keys.tenants, regions.tenants.apply),
@@ -409,6 +423,7 @@ def _make_server(
     service: ControlPlaneService,
     jobs: JobService,
     batches: BatchRecordService,
+    quotas: QuotaService,
     *,
     reflection: bool,
     guard: Guard,
@@ -417,6 +432,7 @@ def _make_server(
     add_ControlPlaneServiceServicer_to_server(service, server)
     add_JobServiceServicer_to_server(jobs, server)
     add_BatchRecordServiceServicer_to_server(batches, server)
+    add_QuotaServiceServicer_to_server(quotas, server)
     health_service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflection:
@@ -428,6 +444,7 @@ def _make_server(
                 SERVICE_NAME,
                 JOB_SERVICE_NAME,
                 BATCH_SERVICE_NAME,
+                QUOTA_SERVICE_NAME,
                 health.SERVICE_NAME,
                 grpc_reflection.SERVICE_NAME,
             ),

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from control_plane.health.config import HealthSettings
 from control_plane.operator.config import OperatorSettings
+from control_plane.quotas.config import QuotaSettings
 from control_plane.store.etcd import EtcdSettings
 from reelkit.logs import LogSettings
 from reelkit.loopback import is_loopback
@@ -125,6 +126,9 @@ class ControlPlaneConfig(Settings):
     health: HealthSettings = Field(default=HealthSettings(), description="How nodes are judged.")
     election: ElectionSettings = Field(
         default=ElectionSettings(), description="How a leader is elected."
+    )
+    quotas: QuotaSettings = Field(
+        default=QuotaSettings(), description="How tenants' limits are divided."
     )
     operator: OperatorSettings = Field(
         default=OperatorSettings(), description="The listener that reelctl calls."

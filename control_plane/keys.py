@@ -25,6 +25,11 @@
     <prefix>/<region>/batches/records/<batch id>  BatchRecord, under no lease
     <prefix>/<region>/batches/{tenants,keys,expiry}/…
                                                   as those of jobs
+    <prefix>/<region>/quotas/slots/<gateway id>   QuotaSlot: a place among those who enforce
+                                                  limits; under no lease
+    <prefix>/<region>/quotas/shares/<digest>/<gateway id>
+                                                  QuotaShare, by tenant, under the gateway's
+                                                  lease
     <prefix>/<region>/desired/<node id>           DesiredNodeState, under no lease
     <prefix>/<region>/departed/<node id>          NodeRecord of a node that is gone, with why;
                                                   under no lease, removed when it is back
@@ -55,6 +60,27 @@ from __future__ import annotations
 import hashlib
 
 
+class ShareKeys:
+    """The keys of one tier of those who enforce limits: gateways, or regions."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.slots = base + "slots/"
+        self.shares = base + "shares/"
+
+    def slot(self, holder: str) -> str:
+        """A holder's place."""
+        return self.slots + holder
+
+    def tenant_prefix(self, tenant: str) -> str:
+        """Prefix of the parts of a tenant."""
+        return f"{self.shares}{_digest(tenant)}/"
+
+    def share(self, tenant: str, holder: str) -> str:
+        """A holder's part of a tenant."""
+        return self.tenant_prefix(tenant) + holder
+
+
 class Keys:
     """The keys of one region."""
 
@@ -65,6 +91,7 @@ class Keys:
         self.models = self.fleet + "models/"
         self.gateways = self.fleet + "gateways/"
         self.desired_states = base + "desired/"
+        self.quotas = ShareKeys(base + "quotas/")
         jobs = base + "jobs/"
         self.job_records = jobs + "records/"
         self.live_jobs = jobs + "live/"

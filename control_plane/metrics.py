@@ -44,6 +44,12 @@ class Metrics:
             ["method", "code"],
             registry=self.registry,
         )
+        self._quota_calls = Counter(
+            "reelmesh_control_quota_calls",
+            "Calls of QuotaService by method and outcome: OK or an error's code.",
+            ["method", "code"],
+            registry=self.registry,
+        )
         self._lost_leases = Counter(
             "reelmesh_control_leases_lost",
             "Leases that ran out while their agents reported.",
@@ -58,6 +64,10 @@ class Metrics:
     def count_job_call(self, method: str, code: str) -> None:
         """Counts a call of JobService."""
         self._job_calls.labels(method, code).inc()
+
+    def count_quota_call(self, method: str, code: str) -> None:
+        """Counts a call of QuotaService."""
+        self._quota_calls.labels(method, code).inc()
 
     def count_lost_lease(self) -> None:
         """Counts a lease that ran out under a reporting agent."""

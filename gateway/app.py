@@ -42,6 +42,9 @@ from gateway.fleet.watch import ControlPlaneLink
 from gateway.jobs.store import JobStore
 from gateway.output.artifacts import ArtifactStore
 from gateway.peers.client import Peers
+from gateway.quotas.parts import Mode
+from gateway.quotas.rates import RequestRates
+from gateway.quotas.shares import Shares
 from gateway.regions.regions import Regions
 from gateway.tenants import TenantPolicies
 from gateway.webhooks.deliveries import PREFIX as WEBHOOK_PREFIX
@@ -75,6 +78,7 @@ class GatewayApp:
     http_address: str
     grpc_address: str
     peer_address: str
+    shares: Shares
     drain_s: float
     _grpc_server: aio.Server
     _control: ControlPlaneLink
@@ -128,8 +132,20 @@ async def build_app(
     async with AsyncExitStack() as stack:
         loader_of = await stack.enter_async_context(open_jwks_loaders())
         verifier = TokenVerifier(config.auth, clock=clock, loader_of=loader_of)
-        door = Door(verifier, config.auth.strangers, clock=clock)
         policies = TenantPolicies()
+        shares = Shares(
+            gateway_id=config.gateway_id,
+            endpoints=config.control_plane.endpoints,
+            policies=policies,
+            clock=clock,
+            open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
+        )
+        stack.push_async_callback(shares.close)
+        metrics.watch_quota_mode(
+            ("unheard", *Mode), lambda: shares.mode if policies.heard else "unheard"
+        )
+        rates = RequestRates(policies=policies, shares=shares, clock=clock)
+        door = Door(verifier, config.auth.strangers, clock=clock, rates=rates)
         core = await stack.enter_async_context(
             open_core(
                 config,
@@ -138,6 +154,7 @@ async def build_app(
                 jobs=jobs,
                 artifacts=artifacts,
                 policies=policies,
+                shares=shares,
                 channels=channels,
             )
         )
@@ -255,6 +272,7 @@ async def build_app(
         stack.push_async_callback(control.close)
         control.start(core.scope)
         core.scope.spawn(core.sweeper.run(), name="sweeper")
+        core.scope.spawn(shares.run(), name="shares")
         verifier.follow_keys(core.scope)
         if followed is not None:
             core.scope.spawn(followed.follow(), name="certificate")
@@ -271,6 +289,7 @@ async def build_app(
             http_address=http_address,
             grpc_address=grpc_address,
             peer_address=peer_address,
+            shares=shares,
             drain_s=config.drain_s,
             _grpc_server=server,
             _control=control,

@@ -27,6 +27,7 @@
     │       ├── QueuedJobsQuota     of videos that wait
     │       └── GpuSecondsQuota     of a day's GPU-seconds
     ├── Unavailable             this region cannot serve now
+    │   ├── QuotaUnknown            this gateway has no part of the tenant's limits
     │   └── JobStoreAway        the region's job records cannot be written now
     ├── ReaderTooSlow           a client took nothing of its stream for too long
     └── JobFailed               the video ended as failed; carries the job's own code
@@ -247,6 +248,8 @@ class QuotaExceeded(ResourceExhausted):
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.tenant = tenant
+        self.headers: dict[str, str] = {}
+        """What is told beside it over HTTP, where there is something to tell."""
 
 
 class RequestQuota(QuotaExceeded):
@@ -282,6 +285,12 @@ class Unavailable(GatewayError):  # noqa: N818 - likewise
 
     code = "unavailable"
     retryable = True
+
+
+class QuotaUnknown(Unavailable):
+    """The tenant is limited, and this gateway has no part of its limits to give out."""
+
+    code = "quota_unknown"
 
 
 class HomeUnreachable(Unavailable):

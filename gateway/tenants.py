@@ -37,6 +37,8 @@ class TenantPolicies:
     """The policies of all tenants; empty until somebody tells of them."""
 
     def __init__(self) -> None:
+        self.heard = False
+        """Whether anybody has told of them yet."""
         self._policies: dict[str, tenant_pb2.TenantPolicy] = {}
 
     def of(self, tenant: str) -> tenant_pb2.TenantPolicy:
@@ -45,6 +47,7 @@ class TenantPolicies:
 
     def replace(self, policies: Iterable[tenant_pb2.TenantPolicy]) -> None:
         """Takes the policies as they now stand, in place of those before."""
+        self.heard = True
         self._policies = {policy.tenant: policy for policy in policies}
 
 

@@ -82,6 +82,11 @@ def absent(key: str) -> Compare:
     return Compare(key, Target.CREATE_REVISION, 0)
 
 
+def present(key: str) -> Compare:
+    """Holds while the key exists."""
+    return Compare(key, Target.CREATE_REVISION, 0, Operator.GREATER)
+
+
 def unchanged(key: str, mod_revision: int) -> Compare:
     """Holds while the key is as it was at ``mod_revision``; 0: while it is absent."""
     return Compare(key, Target.MOD_REVISION, mod_revision)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gateway.application import Caller
 from gateway.auth.config import StrangerConfig
+from gateway.auth.rates import Allowance, Rates, Unlimited
 from gateway.auth.strangers import Refusals, client_of, is_in, networks_of
 from gateway.auth.tokens import TokenVerifier
 from gateway.errors import TooManyRefusals, Unauthenticated
@@ -19,10 +20,19 @@ class Door:
         verifier: Looks at tokens.
         config: How often an address may be refused.
         clock: For that.
+        rates: How often a tenant may call; as often as it likes by default.
     """
 
-    def __init__(self, verifier: TokenVerifier, config: StrangerConfig, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        verifier: TokenVerifier,
+        config: StrangerConfig,
+        *,
+        clock: Clock,
+        rates: Rates | None = None,
+    ) -> None:
         self._verifier = verifier
+        self._rates = rates or Unlimited()
         self._clock = clock
         self._trusted = networks_of(config.trusted_proxies)
         self._refusals = Refusals(per_s=config.refusals_per_s, burst=config.burst)
@@ -55,6 +65,15 @@ class Door:
         except Unauthenticated:
             self._refusals.charge(address, self._clock.monotonic())
             raise
+
+    async def charge(self, caller: Caller) -> Allowance | None:
+        """Counts a call of somebody who was let in; None: the tenant is not limited.
+
+        Raises:
+            RequestQuota: It was one too many.
+            QuotaUnknown: Whether it is cannot be said here.
+        """
+        return await self._rates.charge(caller.tenant)
 
     def note_stranger(self, address: str) -> None:
         """Counts a call of something that there is not, which asks for no token.

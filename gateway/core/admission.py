@@ -34,6 +34,7 @@ from gateway.jobs.ids import VideoIds
 from gateway.jobs.quota import is_counted, reservation
 from gateway.jobs.store import KeyElsewhere, Owner, check_digest, copied
 from gateway.priority import check_priority, granted
+from gateway.quotas.queued import QueuedJobs
 from gateway.tenants import Policies
 from gateway.validation.fields import check_options
 from gateway.validation.policy import resolve_within
@@ -79,6 +80,7 @@ class Admission:
         jobs: HomeJobs,
         policies: Policies,
         webhooks: UrlRules,
+        queued: QueuedJobs,
         late: LateRecords,
         scope: TaskScope,
         clock: Clock,
@@ -94,6 +96,7 @@ class Admission:
         self._jobs = jobs
         self._policies = policies
         self._webhooks = webhooks
+        self._queued = queued
         self._late = late
         self._scope = scope
         self._executions = executions
@@ -167,7 +170,8 @@ class Admission:
             return found
         leader = found
         if leader is None:
-            self._room.check(record.video.spec, urgency, coming=self._begins)
+            wait_s = self._room.check(record.video.spec, urgency, coming=self._begins)
+            await self._queued.check(record, wait_s=wait_s)
             gpu_seconds = self._room.gpu_seconds(record.video.spec)
         else:
             # In case that it comes to pay.
@@ -176,6 +180,8 @@ class Admission:
         beginning = self._beginning(record, leader, policy, over_assignment=over_assignment)
         if record.video.spec.unloaded_steps:
             self._metrics.browned_out()
+        if leader is None:
+            beginning = self._queued.counted(caller.tenant, beginning)
         self._cache_metrics.request(record.video.cache)
         return await self._to_its_end(beginning)
 

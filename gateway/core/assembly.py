@@ -52,6 +52,8 @@ from gateway.output.spool_budget import SpoolBudget
 from gateway.output.threads import Threads
 from gateway.peers.client import Peers
 from gateway.peers.gateways import Gateways
+from gateway.quotas.queued import QueuedJobs
+from gateway.quotas.shares import Shares
 from gateway.tenants import Policies, TenantPolicies
 from reelkit.clock import Clock
 from reelkit.mtls.channels import PLAINTEXT, Channels
@@ -113,6 +115,7 @@ async def open_core(
     jobs: JobStore | None = None,
     artifacts: ArtifactStore | None = None,
     policies: Policies | None = None,
+    shares: Shares | None = None,
     channels: Channels = PLAINTEXT,
 ) -> AsyncIterator[Core]:
     """Yields the application; leaving stops its jobs and its streams to nodes.
@@ -142,7 +145,7 @@ async def open_core(
             waiting,
             committer,
             lifetimes,
-            admission=_admission(ground, fleet, waiting, lifetimes, executions, caching),
+            admission=_admission(ground, fleet, waiting, lifetimes, executions, caching, shares),
             adoption=adoption,
             pictures=_pictures(ground, stack),
         )
@@ -390,6 +393,7 @@ def _admission(
     lifetimes: Lifetimes,
     executions: Executions,
     caching: Caching,
+    shares: Shares | None,
 ) -> Admission:
     return Admission(
         region=ground.config.region,
@@ -410,6 +414,7 @@ def _admission(
         jobs=ground.jobs,
         policies=ground.policies,
         webhooks=ground.config.webhooks.rules,
+        queued=QueuedJobs(policies=ground.policies, shares=shares, waiting=waiting),
         late=_late(ground),
         scope=ground.scope,
         clock=ground.clock,

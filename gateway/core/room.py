@@ -116,8 +116,8 @@ class Room:
         able = serving(self._fleet.views(self._clock.monotonic()), ask.model)
         return ask.units / typical_speed(able)
 
-    def check(self, resolved: video_pb2.ResolvedSpec, standing: Standing, *, coming: int) -> None:
-        """Refuses what must be drawn and cannot be in time.
+    def check(self, resolved: video_pb2.ResolvedSpec, standing: Standing, *, coming: int) -> float:
+        """Refuses what must be drawn and cannot be in time; answers the predicted wait.
 
         Raises:
             Unavailable: No ready node serves the model.
@@ -142,6 +142,7 @@ class Room:
                 f"{number(round(deadline_s, 3))} s",
                 retry_after_s=max(wait_s, 1.0),
             )
+        return wait_s
 
     # --- brown-out ---
 

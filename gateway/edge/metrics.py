@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 300, 1800)
+
+
+def _is(read: Callable[[], str], word: str) -> float:
+    return float(read() == word)
 
 
 class EdgeMetrics:
@@ -41,6 +48,30 @@ class EdgeMetrics:
             "HTTP connections closed because their address held too many.",
             registry=registry,
         )
+
+        self._quota_refusals = Counter(
+            "reelmesh_gateway_quota_refusals",
+            "Requests refused for a tenant's quota, by the limit's name.",
+            ("quota",),
+            registry=registry,
+        )
+        self._quota_mode = Gauge(
+            "reelmesh_gateway_quota_mode",
+            "1 for what the gateway goes by of tenants' divided limits: leased parts, those of a "
+            "region on its own (region_safe), its safe parts while the control plane is away "
+            "(safe), nothing (none), or no policy heard of yet, so no limit (unheard).",
+            ("mode",),
+            registry=registry,
+        )
+
+    def quota_refused(self, quota: str) -> None:
+        """Counts a refusal for a limit."""
+        self._quota_refusals.labels(quota).inc()
+
+    def watch_quota_mode(self, modes: Iterable[str], read: Callable[[], str]) -> None:
+        """Shows which of the modes holds whenever somebody scrapes."""
+        for mode in modes:
+            self._quota_mode.labels(mode).set_function(partial(_is, read, mode))
 
     def connection_refused(self) -> None:
         """Counts a connection that was one too many."""

@@ -24,6 +24,7 @@ from gateway.application import Caller
 from gateway.auth import access
 from gateway.auth.door import Door
 from gateway.auth.errors import MalformedToken
+from gateway.auth.rates import Allowance
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_grpc.decode import Undecodable, deserializer
 from gateway.edge_grpc.status import RichStatus, internal_status, rich_status
@@ -115,11 +116,16 @@ class GrpcEdge:
                 try:
                     address = self._door.address_of(_host_of(context.peer()), _forwarded(metadata))
                     caller = await self._door.enter(_authorization(metadata), address)
+                    allowance = await self._door.charge(caller)
+                    if allowance is not None:
+                        context.set_trailing_metadata(_told(allowance))
                     access.require(caller, scope)
                     if isinstance(request, Undecodable):
                         raise request.error
                     answered = await answer(caller, request, context)
                 except errors.GatewayError as error:
+                    if isinstance(error, errors.QuotaExceeded):
+                        self._metrics.quota_refused(error.quota)
                     status = rich_status(error)
                 except Exception:  # noqa: BLE001 - the process's boundary: logged, told bare
                     _log.exception("unexpected error", rpc=endpoint)
@@ -187,6 +193,11 @@ async def _abort(context: Context, status: RichStatus) -> None:
         # It is under way and will be read if the client ever reads again; nobody need
         # wait for that. Returning instead would have grpc complain of the abort.
         raise asyncio.CancelledError from None
+
+
+def _told(allowance: Allowance) -> tuple[tuple[str, str], ...]:
+    """As over HTTP."""
+    return tuple((name.lower(), value) for name, value in allowance.headers.items())
 
 
 def _serialize(message: Message | bytes) -> bytes:

@@ -242,9 +242,9 @@ def _json(
     )
 
 
-async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     """For streams, whose headers are sent before the middleware sees their end."""
-    sign(response)
+    sign(request, response)
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

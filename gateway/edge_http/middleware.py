@@ -14,6 +14,7 @@ from gateway.application import Caller
 from gateway.auth import access
 from gateway.auth.door import Door
 from gateway.auth.errors import MalformedToken
+from gateway.auth.rates import Allowance
 from gateway.edge.metrics import EdgeMetrics
 from gateway.edge_http.problem import Problem, problem_of, problem_of_status, problem_response
 from reelkit.clock import Clock
@@ -23,6 +24,7 @@ _log = structlog.get_logger("gateway.http")
 _tracer = trace.get_tracer("gateway.http")
 
 CALLER = web.RequestKey("caller", Caller)
+ALLOWANCE = web.RequestKey("allowance", Allowance)
 
 _UNMATCHED = "unmatched"
 # As nginx counts a client that left before its answer.
@@ -51,7 +53,7 @@ def edge_middleware(*, door: Door, metrics: EdgeMetrics, clock: Clock) -> Middle
         )
         try:
             with span as current:
-                response = await _answer(request, handler, door)
+                response = await _answer(request, handler, door, metrics)
                 code = str(response.status)
                 current.set_attribute("http.response.status_code", response.status)
                 return response
@@ -61,7 +63,9 @@ def edge_middleware(*, door: Door, metrics: EdgeMetrics, clock: Clock) -> Middle
     return middleware
 
 
-async def _answer(request: web.Request, handler: Handler, door: Door) -> web.StreamResponse:
+async def _answer(
+    request: web.Request, handler: Handler, door: Door, metrics: EdgeMetrics
+) -> web.StreamResponse:
     scope: access.Scope | None = None
     try:
         address = door.address_of(request.remote, request.headers.getall("X-Forwarded-For", []))
@@ -71,10 +75,15 @@ async def _answer(request: web.Request, handler: Handler, door: Door) -> web.Str
             scope = access.required_scope(access.http_endpoint(request.method, _template(request)))
         if scope is not None:
             caller = await door.enter(_authorization(request), address)
+            allowance = await door.charge(caller)
+            if allowance is not None:
+                request[ALLOWANCE] = allowance
             access.require(caller, scope)
             request[CALLER] = caller
         response = await handler(request)
     except errors.GatewayError as error:
+        if isinstance(error, errors.QuotaExceeded):
+            metrics.quota_refused(error.quota)
         response = _problem(request, problem_of(error, scope=scope))
     except web.HTTPException as error:
         response = _problem(request, _problem_of_http(error))
@@ -87,12 +96,14 @@ async def _answer(request: web.Request, handler: Handler, door: Door) -> web.Str
         _log.exception("unexpected error", route=_template(request), method=request.method)
         response = _problem(request, problem_of_status(500))
     if not response.prepared:
-        sign(response)
+        sign(request, response)
     return response
 
 
-def sign(response: web.StreamResponse) -> None:
-    """Names the request and the product in an answer's headers, before they are sent."""
+def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Names the request, the product and what is left of a rate, before headers are sent."""
+    if ALLOWANCE in request:
+        response.headers.update(request[ALLOWANCE].headers)
     trace_id = current_trace_id()
     if trace_id is not None:
         # OpenAI's clients show it as the request's id.

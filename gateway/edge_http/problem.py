@@ -76,7 +76,10 @@ def problem_of(error: errors.GatewayError, *, scope: Scope | None = None) -> Pro
         retryable=retryable,
         retry_after_s=error.retry_after_s,
         extra=extra,
-        headers=_challenge(error, scope),
+        headers={
+            **_challenge(error, scope),
+            **(error.headers if isinstance(error, errors.QuotaExceeded) else {}),
+        },
     )
 
 

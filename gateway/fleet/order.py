@@ -116,6 +116,10 @@ class Line(Generic[P]):
         """Jobs of a priority."""
         return self._levels[rank].jobs
 
+    def jobs_of(self, tenant: str) -> int:
+        """Jobs of a tenant."""
+        return sum(level.jobs_of(tenant) for level in self._levels)
+
     def lead(self, standing: Standing) -> float:
         """How far its tenant is ahead of its fair share, in work by weight."""
         return self._levels[standing.rank].shares.lead(standing.tenant)
@@ -180,6 +184,10 @@ class _Level(Generic[P]):
                 del self._flows[tenant], self._units[tenant]
         if not self.jobs:
             self.shares.forget()
+
+    def jobs_of(self, tenant: str) -> int:
+        back = sum(place.standing.tenant == tenant for place in self._back)
+        return len(self._flows.get(tenant, ())) + back
 
     def all(self) -> tuple[int, float]:
         return self.jobs, sum(self._units.values()) + self._units_back()

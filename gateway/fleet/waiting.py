@@ -125,6 +125,17 @@ class WaitingRoom:
         line = self._lines.get(model)
         return 0 if line is None else line.ahead(standing)[0]
 
+    def waiting_of(self, tenant: str) -> int:
+        """A tenant's jobs that wait."""
+        return sum(line.jobs_of(tenant) for line in self._lines.values())
+
+    def must_wait(self, model: ModelKey) -> bool:
+        """Whether a job that came now would find no node to take it at once."""
+        if self._lines.get(model):
+            return True
+        views = self._fleet.views(self._clock.monotonic())
+        return not any(view.free_slots > 0 for view in serving(views, model))
+
     def full(self, standing: Standing, *, coming: int = 0) -> bool:
         """Whether one more job is one too many, with those that are about to enter."""
         limit = self._max_waiting

@@ -181,6 +181,10 @@ class _Parts:
                 "auth": {"issuers": [self._issuer()]},
                 **self.certificates.public(replica_id),
             },
+            "quotas": {
+                "max_regions": len(self._options.regions),
+                "max_gateways": self._options.gateways_per_region,
+            },
             "drain_s": 1.0,
             **self.certificates.mtls(identity.Role.CONTROL_PLANE, region, replica_id),
         }

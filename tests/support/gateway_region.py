@@ -128,6 +128,11 @@ class Member(Gateway):
         await self.app.drain()
         await self._stack.aclose()
 
+    @property
+    def shares(self) -> Any:
+        """Its parts of tenants' limits."""
+        return self.app.shares
+
     def policy(self, tenant: str) -> Any:
         """What it has heard that a tenant may do."""
         return self.core.policies.of(tenant)

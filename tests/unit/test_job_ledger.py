@@ -52,6 +52,12 @@ class LossyStore:
     def __getattr__(self, name):
         return getattr(self.store, name)
 
+    async def range(self, prefix, **fields):
+        await asyncio.sleep(0)
+        page = await self.store.range(prefix, **fields)
+        await asyncio.sleep(0)
+        return page
+
     async def txn(self, compares, success, failure=()):
         loss = self.losses.pop(0) if self.losses else ""
         # Others come in between whenever the store is asked.

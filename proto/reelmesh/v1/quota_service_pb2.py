@@ -22,23 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1freelmesh/v1/quota_service.proto\x12\x0breelmesh.v1\":\n\x0bShareDemand\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1b\n\x13requests_per_second\x18\x02 \x01(\x01\"S\n\x12LeaseSharesRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12)\n\x07\x64\x65mands\x18\x02 \x03(\x0b\x32\x18.reelmesh.v1.ShareDemand\"t\n\x05Share\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1b\n\x13requests_per_second\x18\x02 \x01(\x01\x12\r\n\x05\x62urst\x18\x03 \x01(\r\x12\r\n\x05ttl_s\x18\x04 \x01(\x01\x12 \n\x18safe_requests_per_second\x18\x05 \x01(\x01\"9\n\x13LeaseSharesResponse\x12\"\n\x06shares\x18\x01 \x03(\x0b\x32\x12.reelmesh.v1.Share2d\n\x0cQuotaService\x12T\n\x0bLeaseShares\x12\x1f.reelmesh.v1.LeaseSharesRequest\x1a .reelmesh.v1.LeaseSharesResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1freelmesh/v1/quota_service.proto\x12\x0breelmesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"I\n\x08ShareAsk\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04held\x18\x02 \x01(\x01\x12\x0e\n\x06\x64\x65mand\x18\x03 \x01(\x01\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x08\"o\n\x12LeaseSharesRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x10\n\x08lease_id\x18\x03 \x01(\x03\x12#\n\x04\x61sks\x18\x04 \x03(\x0b\x32\x15.reelmesh.v1.ShareAsk\":\n\x0bTenantShare\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\x01\x12\r\n\x05\x66resh\x18\x03 \x01(\x08\"\x9f\x01\n\x13LeaseSharesResponse\x12(\n\x06shares\x18\x01 \x03(\x0b\x32\x18.reelmesh.v1.TenantShare\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\x11\n\tsafe_part\x18\x04 \x01(\x01\x12\x12\n\nsafe_for_s\x18\x05 \x01(\x01\x12\x16\n\x0eregion_is_safe\x18\x06 \x01(\x08\"L\n\x14ReleaseSharesRequest\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x10\n\x08lease_id\x18\x03 \x01(\x03\"\x17\n\x15ReleaseSharesResponse\"J\n\nQuotaShare\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\x01\x12\x0e\n\x06\x64\x65mand\x18\x03 \x01(\x01\x12\x0e\n\x06number\x18\x04 \x01(\x04\"\\\n\tQuotaSlot\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12.\n\nrenewed_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07pending\x18\x03 \x01(\x08\x32\xb8\x01\n\x0cQuotaService\x12P\n\x0bLeaseShares\x12\x1f.reelmesh.v1.LeaseSharesRequest\x1a .reelmesh.v1.LeaseSharesResponse\x12V\n\rReleaseShares\x12!.reelmesh.v1.ReleaseSharesRequest\x1a\".reelmesh.v1.ReleaseSharesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'reelmesh.v1.quota_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SHAREDEMAND']._serialized_start=48
-  _globals['_SHAREDEMAND']._serialized_end=106
-  _globals['_LEASESHARESREQUEST']._serialized_start=108
-  _globals['_LEASESHARESREQUEST']._serialized_end=191
-  _globals['_SHARE']._serialized_start=193
-  _globals['_SHARE']._serialized_end=309
-  _globals['_LEASESHARESRESPONSE']._serialized_start=311
-  _globals['_LEASESHARESRESPONSE']._serialized_end=368
-  _globals['_QUOTASERVICE']._serialized_start=370
-  _globals['_QUOTASERVICE']._serialized_end=470
+  _globals['_SHAREASK']._serialized_start=81
+  _globals['_SHAREASK']._serialized_end=154
+  _globals['_LEASESHARESREQUEST']._serialized_start=156
+  _globals['_LEASESHARESREQUEST']._serialized_end=267
+  _globals['_TENANTSHARE']._serialized_start=269
+  _globals['_TENANTSHARE']._serialized_end=327
+  _globals['_LEASESHARESRESPONSE']._serialized_start=330
+  _globals['_LEASESHARESRESPONSE']._serialized_end=489
+  _globals['_RELEASESHARESREQUEST']._serialized_start=491
+  _globals['_RELEASESHARESREQUEST']._serialized_end=567
+  _globals['_RELEASESHARESRESPONSE']._serialized_start=569
+  _globals['_RELEASESHARESRESPONSE']._serialized_end=592
+  _globals['_QUOTASHARE']._serialized_start=594
+  _globals['_QUOTASHARE']._serialized_end=668
+  _globals['_QUOTASLOT']._serialized_start=670
+  _globals['_QUOTASLOT']._serialized_end=762
+  _globals['_QUOTASERVICE']._serialized_start=765
+  _globals['_QUOTASERVICE']._serialized_end=949
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -19,99 +20,233 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class ShareDemand(_message.Message):
+class ShareAsk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
-    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    requests_per_second: _builtins.float
-    """What the gateway saw asked of it since its last message."""
+    held: _builtins.float
+    """What the gateway goes by as it sends this."""
+    demand: _builtins.float
+    """What it could use, in parts of the limit; 0: nothing is asked of it."""
+    dropped: _builtins.bool
+    """It goes by no part of this tenant any more."""
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
-        requests_per_second: _builtins.float = ...,
+        held: _builtins.float = ...,
+        demand: _builtins.float = ...,
+        dropped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests_per_second", b"requests_per_second", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "dropped", b"dropped", "held", b"held", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ShareDemand: _TypeAlias = ShareDemand  # noqa: Y015
+Global___ShareAsk: _TypeAlias = ShareAsk  # noqa: Y015
 
 @_typing.final
 class LeaseSharesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GATEWAY_ID_FIELD_NUMBER: _builtins.int
-    DEMANDS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    ASKS_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
+    number: _builtins.int
+    """Rises with each call of the gateway, through its restarts too."""
+    lease_id: _builtins.int
+    """That of the answer before; 0: none."""
     @_builtins.property
-    def demands(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShareDemand]: ...
+    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShareAsk]:
+        """At most 256."""
+
     def __init__(
         self,
         *,
         gateway_id: _builtins.str = ...,
-        demands: _abc.Iterable[Global___ShareDemand] | None = ...,
+        number: _builtins.int = ...,
+        lease_id: _builtins.int = ...,
+        asks: _abc.Iterable[Global___ShareAsk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demands", b"demands", "gateway_id", b"gateway_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "gateway_id", b"gateway_id", "lease_id", b"lease_id", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseSharesRequest: _TypeAlias = LeaseSharesRequest  # noqa: Y015
 
 @_typing.final
-class Share(_message.Message):
+class TenantShare(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TENANT_FIELD_NUMBER: _builtins.int
-    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
-    BURST_FIELD_NUMBER: _builtins.int
-    TTL_S_FIELD_NUMBER: _builtins.int
-    SAFE_REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
-    requests_per_second: _builtins.float
-    burst: _builtins.int
-    ttl_s: _builtins.float
-    """From receipt; afterwards the safe share holds."""
-    safe_requests_per_second: _builtins.float
+    part: _builtins.float
+    fresh: _builtins.bool
+    """Nobody had a part of it before: none of its burst is used."""
     def __init__(
         self,
         *,
         tenant: _builtins.str = ...,
-        requests_per_second: _builtins.float = ...,
-        burst: _builtins.int = ...,
-        ttl_s: _builtins.float = ...,
-        safe_requests_per_second: _builtins.float = ...,
+        part: _builtins.float = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "requests_per_second", b"requests_per_second", "safe_requests_per_second", b"safe_requests_per_second", "tenant", b"tenant", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "part", b"part", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Share: _TypeAlias = Share  # noqa: Y015
+Global___TenantShare: _TypeAlias = TenantShare  # noqa: Y015
 
 @_typing.final
 class LeaseSharesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARES_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    SAFE_PART_FIELD_NUMBER: _builtins.int
+    SAFE_FOR_S_FIELD_NUMBER: _builtins.int
+    REGION_IS_SAFE_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.int
+    ttl_s: _builtins.float
+    """From the sending of the request, by the gateway's own clock."""
+    safe_part: _builtins.float
+    """What it may go by of every tenant once that is over, unless it has no place yet."""
+    safe_for_s: _builtins.float
+    """And how long, from the sending of the request too; 0: it has no place among the
+    gateways yet, so nothing of any tenant.
+    """
+    region_is_safe: _builtins.bool
+    """The region itself goes by its safe part: the global etcd is away."""
     @_builtins.property
-    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___Share]: ...
+    def shares(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantShare]: ...
     def __init__(
         self,
         *,
-        shares: _abc.Iterable[Global___Share] | None = ...,
+        shares: _abc.Iterable[Global___TenantShare] | None = ...,
+        lease_id: _builtins.int = ...,
+        ttl_s: _builtins.float = ...,
+        safe_part: _builtins.float = ...,
+        safe_for_s: _builtins.float = ...,
+        region_is_safe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["shares", b"shares"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "region_is_safe", b"region_is_safe", "safe_for_s", b"safe_for_s", "safe_part", b"safe_part", "shares", b"shares", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LeaseSharesResponse: _TypeAlias = LeaseSharesResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseSharesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    gateway_id: _builtins.str
+    number: _builtins.int
+    lease_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        gateway_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        lease_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "lease_id", b"lease_id", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseSharesRequest: _TypeAlias = ReleaseSharesRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseSharesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseSharesResponse: _TypeAlias = ReleaseSharesResponse  # noqa: Y015
+
+@_typing.final
+class QuotaShare(_message.Message):
+    """A holder's part of a tenant, as it is stored under the holder's lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    part: _builtins.float
+    """The most that the holder may go by, as far as anybody knows."""
+    demand: _builtins.float
+    number: _builtins.int
+    """Of the call that wrote it."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        part: _builtins.float = ...,
+        demand: _builtins.float = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "number", b"number", "part", b"part", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaShare: _TypeAlias = QuotaShare  # noqa: Y015
+
+@_typing.final
+class QuotaSlot(_message.Message):
+    """A holder's place: while it has one its safe part is kept free of everybody else."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    RENEWED_AT_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    pending: _builtins.bool
+    """It waits for the others to make room."""
+    @_builtins.property
+    def renewed_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        renewed_at: _timestamp_pb2.Timestamp | None = ...,
+        pending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renewed_at", b"renewed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "pending", b"pending", "renewed_at", b"renewed_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuotaSlot: _TypeAlias = QuotaSlot  # noqa: Y015

@@ -26,7 +26,11 @@ if _version_not_supported:
 
 
 class QuotaServiceStub:
-    """Leased shares of the tenants' rates, for the gateways of a region.
+    """Leased parts of what tenants may have, for the gateways of a region. A part is of the
+    whole limit of the mesh, 0 to 1, and holds for each limit that is divided: requests a
+    second with their burst, and videos that wait. All parts of a tenant together are never
+    more than 1, whatever is lost on the way: a part lies in etcd under the gateway's lease
+    before the gateway hears of it.
     """
 
     def __init__(self, channel):
@@ -35,19 +39,36 @@ class QuotaServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.LeaseShares = channel.stream_stream(
+        self.LeaseShares = channel.unary_unary(
                 '/reelmesh.v1.QuotaService/LeaseShares',
                 request_serializer=reelmesh_dot_v1_dot_quota__service__pb2.LeaseSharesRequest.SerializeToString,
                 response_deserializer=reelmesh_dot_v1_dot_quota__service__pb2.LeaseSharesResponse.FromString,
                 _registered_method=True)
+        self.ReleaseShares = channel.unary_unary(
+                '/reelmesh.v1.QuotaService/ReleaseShares',
+                request_serializer=reelmesh_dot_v1_dot_quota__service__pb2.ReleaseSharesRequest.SerializeToString,
+                response_deserializer=reelmesh_dot_v1_dot_quota__service__pb2.ReleaseSharesResponse.FromString,
+                _registered_method=True)
 
 
 class QuotaServiceServicer:
-    """Leased shares of the tenants' rates, for the gateways of a region.
+    """Leased parts of what tenants may have, for the gateways of a region. A part is of the
+    whole limit of the mesh, 0 to 1, and holds for each limit that is divided: requests a
+    second with their burst, and videos that wait. All parts of a tenant together are never
+    more than 1, whatever is lost on the way: a part lies in etcd under the gateway's lease
+    before the gateway hears of it.
     """
 
-    def LeaseShares(self, request_iterator, context):
-        """Holds a share while the stream lives and its lease lasts.
+    def LeaseShares(self, request, context):
+        """Renews a gateway's parts and tells what they are from now on. ABORTED: a later call of
+        this gateway was answered already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseShares(self, request, context):
+        """The gateway stops, and goes by no part any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,10 +77,15 @@ class QuotaServiceServicer:
 
 def add_QuotaServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'LeaseShares': grpc.stream_stream_rpc_method_handler(
+            'LeaseShares': grpc.unary_unary_rpc_method_handler(
                     servicer.LeaseShares,
                     request_deserializer=reelmesh_dot_v1_dot_quota__service__pb2.LeaseSharesRequest.FromString,
                     response_serializer=reelmesh_dot_v1_dot_quota__service__pb2.LeaseSharesResponse.SerializeToString,
+            ),
+            'ReleaseShares': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseShares,
+                    request_deserializer=reelmesh_dot_v1_dot_quota__service__pb2.ReleaseSharesRequest.FromString,
+                    response_serializer=reelmesh_dot_v1_dot_quota__service__pb2.ReleaseSharesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -70,11 +96,15 @@ def add_QuotaServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class QuotaService:
-    """Leased shares of the tenants' rates, for the gateways of a region.
+    """Leased parts of what tenants may have, for the gateways of a region. A part is of the
+    whole limit of the mesh, 0 to 1, and holds for each limit that is divided: requests a
+    second with their burst, and videos that wait. All parts of a tenant together are never
+    more than 1, whatever is lost on the way: a part lies in etcd under the gateway's lease
+    before the gateway hears of it.
     """
 
     @staticmethod
-    def LeaseShares(request_iterator,
+    def LeaseShares(request,
             target,
             options=(),
             channel_credentials=None,
@@ -84,12 +114,39 @@ class QuotaService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
+        return grpc.experimental.unary_unary(
+            request,
             target,
             '/reelmesh.v1.QuotaService/LeaseShares',
             reelmesh_dot_v1_dot_quota__service__pb2.LeaseSharesRequest.SerializeToString,
             reelmesh_dot_v1_dot_quota__service__pb2.LeaseSharesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseShares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/reelmesh.v1.QuotaService/ReleaseShares',
+            reelmesh_dot_v1_dot_quota__service__pb2.ReleaseSharesRequest.SerializeToString,
+            reelmesh_dot_v1_dot_quota__service__pb2.ReleaseSharesResponse.FromString,
             options,
             channel_credentials,
             insecure,

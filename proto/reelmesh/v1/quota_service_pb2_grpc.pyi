@@ -27,32 +27,65 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class QuotaServiceStub:
-    """Leased shares of the tenants' rates, for the gateways of a region."""
+    """Leased parts of what tenants may have, for the gateways of a region. A part is of the
+    whole limit of the mesh, 0 to 1, and holds for each limit that is divided: requests a
+    second with their burst, and videos that wait. All parts of a tenant together are never
+    more than 1, whatever is lost on the way: a part lies in etcd under the gateway's lease
+    before the gateway hears of it.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> QuotaServiceAsyncStub: ...
-    LeaseShares: _grpc.StreamStreamMultiCallable[_quota_service_pb2.LeaseSharesRequest, _quota_service_pb2.LeaseSharesResponse]
-    """Holds a share while the stream lives and its lease lasts."""
+    LeaseShares: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.LeaseSharesRequest, _quota_service_pb2.LeaseSharesResponse]
+    """Renews a gateway's parts and tells what they are from now on. ABORTED: a later call of
+    this gateway was answered already.
+    """
+    ReleaseShares: _grpc.UnaryUnaryMultiCallable[_quota_service_pb2.ReleaseSharesRequest, _quota_service_pb2.ReleaseSharesResponse]
+    """The gateway stops, and goes by no part any more."""
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
-    """Leased shares of the tenants' rates, for the gateways of a region."""
+    """Leased parts of what tenants may have, for the gateways of a region. A part is of the
+    whole limit of the mesh, 0 to 1, and holds for each limit that is divided: requests a
+    second with their burst, and videos that wait. All parts of a tenant together are never
+    more than 1, whatever is lost on the way: a part lies in etcd under the gateway's lease
+    before the gateway hears of it.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    LeaseShares: _aio.StreamStreamMultiCallable[_quota_service_pb2.LeaseSharesRequest, _quota_service_pb2.LeaseSharesResponse]  # type: ignore[assignment]
-    """Holds a share while the stream lives and its lease lasts."""
+    LeaseShares: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.LeaseSharesRequest, _quota_service_pb2.LeaseSharesResponse]  # type: ignore[assignment]
+    """Renews a gateway's parts and tells what they are from now on. ABORTED: a later call of
+    this gateway was answered already.
+    """
+    ReleaseShares: _aio.UnaryUnaryMultiCallable[_quota_service_pb2.ReleaseSharesRequest, _quota_service_pb2.ReleaseSharesResponse]  # type: ignore[assignment]
+    """The gateway stops, and goes by no part any more."""
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Leased shares of the tenants' rates, for the gateways of a region."""
+    """Leased parts of what tenants may have, for the gateways of a region. A part is of the
+    whole limit of the mesh, 0 to 1, and holds for each limit that is divided: requests a
+    second with their burst, and videos that wait. All parts of a tenant together are never
+    more than 1, whatever is lost on the way: a part lies in etcd under the gateway's lease
+    before the gateway hears of it.
+    """
 
     @_abc_1.abstractmethod
     def LeaseShares(
         self,
-        request_iterator: _MaybeAsyncIterator[_quota_service_pb2.LeaseSharesRequest],
+        request: _quota_service_pb2.LeaseSharesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_quota_service_pb2.LeaseSharesResponse], _abc.AsyncIterator[_quota_service_pb2.LeaseSharesResponse]]:
-        """Holds a share while the stream lives and its lease lasts."""
+    ) -> _typing.Union[_quota_service_pb2.LeaseSharesResponse, _abc.Awaitable[_quota_service_pb2.LeaseSharesResponse]]:
+        """Renews a gateway's parts and tells what they are from now on. ABORTED: a later call of
+        this gateway was answered already.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseShares(
+        self,
+        request: _quota_service_pb2.ReleaseSharesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_service_pb2.ReleaseSharesResponse, _abc.Awaitable[_quota_service_pb2.ReleaseSharesResponse]]:
+        """The gateway stops, and goes by no part any more."""
 
 def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

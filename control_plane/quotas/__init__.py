@@ -1,0 +1,1 @@
+"""Parts of tenants' limits, leased to those who enforce them."""

@@ -1,0 +1,1 @@
+"""What tenants may have, enforced: requests a second, and videos that wait."""
