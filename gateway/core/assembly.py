@@ -120,8 +120,6 @@ async def open_core(
 ) -> AsyncIterator[Core]:
     """Yields the application; leaving stops its jobs and its streams to nodes.
 
-    Without ``policies`` no tenant is limited.
-
     Raises:
         ConfigError: The artifact store cannot be used, or the spool's folder not be made.
     """
