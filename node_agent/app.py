@@ -28,12 +28,15 @@ from node_agent.executions import ExecutionTable
 from node_agent.liveness import LivenessLimits
 from node_agent.manifest import Manifest
 from node_agent.model_folder import ModelFolder
+from node_agent.prefetch import Prefetcher
 from node_agent.service import SERVICE_NAME, NodeService
 from node_agent.slots import Execution
 from node_agent.status import StatusBoard
 from node_agent.supervisor import Supervisor
 from node_agent.ticket_desk import TicketDesk
 from node_agent.weights import prepare_weights
+from node_agent.weights_service import SERVICE_NAME as WEIGHTS_SERVICE_NAME
+from node_agent.weights_service import WeightsService
 from node_agent.work import Speed
 from node_agent.worker_life import Launcher, LoadOrder, Respawn, Worker, WorkerHandle
 from reelkit.clock import Clock, SystemClock
@@ -86,6 +89,15 @@ class NodeApp:
             clock=clock,
             on_news=self._devices_changed,
         )
+        self.prefetcher = Prefetcher(
+            node_id=config.node_id,
+            region=config.region,
+            model=config.model,
+            registry=config.registry,
+            mtls=config.mtls,
+            clock=clock,
+            on_change=lambda urgent: self.board.touch(urgent=urgent),
+        )
         self.board = StatusBoard(
             node_id=config.node_id,
             incarnation=incarnation,
@@ -95,6 +107,7 @@ class NodeApp:
             devices=lambda: self.devices.report,
             clock=clock,
             before_build=self._offer,
+            weights=self.prefetcher.statuses,
         )
         self.desk = TicketDesk(
             book=table.tickets,
@@ -112,6 +125,7 @@ class NodeApp:
             control_planes=config.control_planes,
             board=self.board,
             models=self._models,
+            on_weights=self.prefetcher.want,
             clock=clock,
             open_channel=channels.to(Role.CONTROL_PLANE, region=config.region),
         )
@@ -358,11 +372,18 @@ async def build_app(
         NodeService(
             table=table, board=app.board, manifest=app.manifest, desk=app.desk, clock=clock
         ).add_to(server)
+        WeightsService(
+            store=app.prefetcher.store,
+            max_streams=config.registry.serve_streams,
+            bytes_per_s=config.registry.serve_bytes_per_s,
+            clock=clock,
+        ).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         await health.set("", health_pb2.HealthCheckResponse.SERVING)
         if config.reflection:
             names = (
                 node_service_pb2.DESCRIPTOR.services_by_name["NodeService"].full_name,
+                WEIGHTS_SERVICE_NAME,
                 health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
                 reflection.SERVICE_NAME,
             )
@@ -377,6 +398,7 @@ async def build_app(
         scope.spawn(app.desk.expire(), name="offers")
         scope.spawn(app.devices.run(), name="devices")
         scope.spawn(app.supply_model(), name="model")
+        scope.spawn(app.prefetcher.run(), name="prefetch")
         scope.spawn(app.attach(), name="attach")
         if tls is not None:
             scope.spawn(channels.follow(), name="identity")

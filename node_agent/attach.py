@@ -26,6 +26,7 @@ from reelmesh.v1.control_plane_service_pb2 import (
 from reelmesh.v1.control_plane_service_pb2_grpc import ControlPlaneServiceStub
 from reelmesh.v1.model_pb2 import ModelInfo
 from reelmesh.v1.node_pb2 import NodeStatus
+from reelmesh.v1.registry_pb2 import NodeWeights
 
 from node_agent.status import StatusBoard
 from reelkit.clock import Clock
@@ -69,6 +70,7 @@ class Attachment:
         control_planes: Sequence[str],
         board: StatusBoard,
         models: Callable[[], Sequence[ModelInfo]],
+        on_weights: Callable[[NodeWeights], None],
         clock: Clock,
         open_channel: Callable[[str], aio.Channel] = internal_channel,
     ) -> None:
@@ -79,6 +81,7 @@ class Attachment:
         self._control_planes = control_planes
         self._board = board
         self._models = models
+        self._on_weights = on_weights
         self._clock = clock
         # Nodes begin at different replicas, and each node always at the same.
         self._turn = zlib.crc32(identity.node_id.encode())
@@ -181,6 +184,8 @@ class Attachment:
             self._ttl_s = welcome.lease_ttl_s or _DEFAULT_TTL_S
         elif response.HasField("desired"):
             self._obey(response.desired)
+        elif response.HasField("weights"):
+            self._on_weights(response.weights)
 
     def _obey(self, desired: DesiredNodeState) -> None:
         wishes = self._board.wishes
@@ -224,4 +229,5 @@ def _gist(status: NodeStatus) -> tuple[object, ...]:
         status.reason,
         [(model.name, model.version, model.manifest_sha256) for model in status.models],
         [(worker.id, worker.pid) for worker in status.workers],
+        [(each.manifest_sha256, each.state) for each in status.weights],
     )

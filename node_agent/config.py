@@ -101,6 +101,58 @@ class ModelSettings(Settings):
     )
 
 
+class RegistrySettings(Settings):
+    """Registered versions: whose are taken, and what fetching them may cost."""
+
+    trusted_keys: tuple[Path, ...] = Field(
+        default=(),
+        max_length=32,
+        description="Public keys, as `reelctl model keys init` writes them: a version is taken "
+        "where one of them has signed its manifest. Read again for each version.",
+    )
+    require_signature: bool = Field(
+        default=True,
+        description="Whether a version without such a signature is refused. Off, whoever can write "
+        "the registry decides what the node loads; a signature that does not hold is refused all "
+        "the same.",
+    )
+    max_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bound on the bytes of all registered versions kept under model.cache_dir; "
+        "beyond it the longest unused go, those that are wanted or served never. None: what the "
+        "disk has, with some room left.",
+    )
+    parallel_files: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Files that are fetched at once; one stream seldom fills a fast line.",
+    )
+    max_bytes_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Bound on what is fetched in a second, from peers and sources together, so "
+        "that videos keep their share of the line. None: no bound.",
+    )
+    from_peers: bool = Field(
+        default=True,
+        description="Whether other nodes of the region are asked first; the source then sends "
+        "about one copy to a region.",
+    )
+    serve_streams: int = Field(
+        default=8,
+        ge=0,
+        le=256,
+        description="Files that other nodes may read here at once; 0: none.",
+    )
+    serve_bytes_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Bound on what is sent to other nodes in a second. None: no bound.",
+    )
+
+
 class WorkersSettings(Settings):
     """The worker processes: one per device."""
 
@@ -247,6 +299,9 @@ class NodeConfig(Settings):
         "whoever reaches the listener can make the node draw.",
     )
     model: ModelSettings = Field(description="What it serves.")
+    registry: RegistrySettings = Field(
+        default_factory=RegistrySettings, description="Versions that operators registered."
+    )
     workers: WorkersSettings = Field(
         default_factory=WorkersSettings, description="Who computes it."
     )

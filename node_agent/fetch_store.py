@@ -141,7 +141,7 @@ def _get_manifest(store: Store, *, where: str) -> bytes:
         return bytes(result.bytes())
     except (OSError, BaseError) as error:
         advice = "upload one beside the weights, name one in model.manifest, or mend model.source"
-        raise _described(error, f"{where}/{MANIFEST_NAME}", if_missing=advice) from None
+        raise describe_store_error(error, f"{where}/{MANIFEST_NAME}", if_missing=advice) from None
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,9 @@ class _Origin:
             part.replace(target)
         except (OSError, BaseError) as error:
             advice = "the manifest lists it; upload it, or mend the manifest"
-            raise _described(error, f"{self.where}/{entry.path}", if_missing=advice) from None
+            raise describe_store_error(
+                error, f"{self.where}/{entry.path}", if_missing=advice
+            ) from None
 
     def _complete(self, part: Path, entry: FileEntry) -> bool:
         """Reads on from what ``part`` holds; False, and no part, when it is the wrong file."""
@@ -225,7 +227,7 @@ class _Origin:
         return file.tell() == entry.size_bytes
 
 
-def _described(error: BaseException, what: str, *, if_missing: str) -> WeightsError:
+def describe_store_error(error: BaseException, what: str, *, if_missing: str) -> WeightsError:
     """What a store's error means to the operator."""
     if isinstance(error, FileNotFoundError | NotFoundError):
         if "NoSuchBucket" in str(error):

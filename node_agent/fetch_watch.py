@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 Progress = Callable[[int, int], None]
 
@@ -67,6 +67,25 @@ class StallWatch:
         finally:
             left.set()
             thread.join()
+
+
+def awaited(blocks: Iterable[bytes], watch: StallWatch, where: str) -> Iterator[bytes]:
+    """The same blocks; only the time that is waited for the next one counts as silence.
+
+    What whoever reads does in between, such as waiting for its share of the bandwidth, is its own.
+    """
+    waiting = True
+
+    def poll() -> None:
+        if not waiting:
+            watch.beat()
+
+    with watch.waiting(where, poll):
+        for block in blocks:
+            waiting = False
+            yield block
+            watch.beat()
+            waiting = True
 
 
 class Meter:

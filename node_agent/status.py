@@ -11,6 +11,7 @@ from reelmesh.v1 import node_pb2
 from reelmesh.v1.model_pb2 import ModelInfo
 from reelmesh.v1.node_pb2 import ModelVersion, NodeStatus, WorkerStatus
 from reelmesh.v1.node_service_pb2 import WatchStatusResponse
+from reelmesh.v1.registry_pb2 import WeightsStatus
 
 from node_agent.devices import DeviceReport
 from node_agent.executions import ExecutionTable
@@ -85,6 +86,7 @@ class StatusBoard:
         devices: Callable[[], DeviceReport],
         clock: Clock,
         before_build: Callable[[], None] = lambda: None,
+        weights: Callable[[], Sequence[WeightsStatus]] = tuple,
     ) -> None:
         self.wishes = Wishes()
         self._node_id = node_id
@@ -96,6 +98,7 @@ class StatusBoard:
         self._clock = clock
         # Slots that are somebody's are offered before anybody is told that they are free.
         self._before_build = before_build
+        self._weights = weights
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
         self._published = asyncio.Event()
@@ -196,6 +199,7 @@ class StatusBoard:
             ],
             incarnation=self._incarnation,
             devices=self._devices().statuses,
+            weights=self._weights(),
         )
         for execution in table.live():
             entry = status.executions.add(
