@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 from grpc import aio
@@ -89,15 +89,7 @@ class NodeApp:
             clock=clock,
             on_news=self._devices_changed,
         )
-        self.prefetcher = Prefetcher(
-            node_id=config.node_id,
-            region=config.region,
-            model=config.model,
-            registry=config.registry,
-            mtls=config.mtls,
-            clock=clock,
-            on_change=lambda urgent: self.board.touch(urgent=urgent),
-        )
+        self.prefetcher = _prefetcher(config, clock, lambda urgent: self.board.touch(urgent))
         self.board = StatusBoard(
             node_id=config.node_id,
             incarnation=incarnation,
@@ -116,12 +108,7 @@ class NodeApp:
             clock=clock,
         )
         self.attachment = Attachment(
-            identity=Identity(
-                node_id=config.node_id,
-                region=config.region,
-                address=address,
-                incarnation=incarnation,
-            ),
+            identity=Identity(config.node_id, config.region, address, incarnation),
             control_planes=config.control_planes,
             board=self.board,
             models=self._models,
@@ -259,6 +246,18 @@ class NodeApp:
         faulty = [w.worker_id for w in self.supervisor.workers if w.device in faults]
         self.table.bar(frozenset(faulty))
         self.board.touch(urgent=bool(faulty))
+
+
+def _prefetcher(config: NodeConfig, clock: Clock, on_change: Callable[[bool], None]) -> Prefetcher:
+    return Prefetcher(
+        node_id=config.node_id,
+        region=config.region,
+        model=config.model,
+        registry=config.registry,
+        mtls=config.mtls,
+        clock=clock,
+        on_change=on_change,
+    )
 
 
 def _log_end(execution: Execution) -> None:

@@ -46,6 +46,56 @@ class KeptVersion:
     used_at_s: float
 
 
+class Part:
+    """The beginning of a file, which agents of a machine write one at a time.
+
+    Whoever waits for others lets go of it meanwhile, or those that have what is missing could not
+    add it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+
+    @property
+    def file(self) -> BinaryIO:
+        """It, while it is held."""
+        assert self._file is not None  # noqa: S101 - held() opened it
+        return self._file
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[bool]:
+        """Holds it while the block runs; False where another does."""
+        if not self._lock():
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self.file.flush()
+            fcntl.flock(self.file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Closes it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _lock(self) -> bool:
+        if self._file is None:
+            self._file = self.path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(self._file.fileno()).st_ino == self.path.stat().st_ino:
+                return True
+        # Whoever had it made it an object, or threw it away.
+        self.close()
+        return False
+
+
 class ContentStore:
     """The files of one cache folder.
 
@@ -97,31 +147,19 @@ class ContentStore:
             path.unlink(missing_ok=True)
         return sound
 
-    @contextlib.contextmanager
-    def part(self, sha256: str) -> Iterator[BinaryIO]:
-        """The beginning of a file, this process's alone; waits for another that fetches it."""
-        path = self._parts / sha256
-        while True:
-            with path.open("ab+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                # Whoever had it may have made it an object, and its name another's.
-                if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                    yield file
-                    return
+    def part(self, sha256: str) -> Part:
+        """The beginning of a file, to be gone on with."""
+        return Part(self._parts / sha256)
 
-    def keep(self, sha256: str, part: BinaryIO) -> None:
-        """Makes a part that was checked the file."""
-        part.flush()
+    def keep(self, sha256: str, part: Part) -> None:
+        """Makes a part that is held and was checked the file."""
+        part.file.flush()
         # After a crash it is whole, or not there.
-        os.fsync(part.fileno())
-        os.fchmod(part.fileno(), 0o444)
+        os.fsync(part.file.fileno())
+        os.fchmod(part.file.fileno(), 0o444)
         target = self.path_of(sha256)
         target.parent.mkdir(exist_ok=True)
-        (self._parts / sha256).replace(target)
-
-    def discard_part(self, sha256: str) -> None:
-        """Removes a part that was altered; its lock goes with it."""
-        (self._parts / sha256).unlink(missing_ok=True)
+        part.path.replace(target)
 
     # --- versions ---
 

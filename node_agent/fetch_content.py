@@ -7,7 +7,9 @@ the region whose turn it is; the others wait for peers to have what they lack.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
 
 from node_agent.bandwidth import Throttle
-from node_agent.content import ContentStore
+from node_agent.content import ContentStore, Part
 from node_agent.errors import WeightsError
 from node_agent.fetch_peer import PeerAwayError, PeerBusyError, PeerLacksError, Peers
 from node_agent.fetch_source import OtherFileError, Source
@@ -139,33 +141,36 @@ class Fetch:
         return self.store.path_of(digest).read_bytes()
 
     def _get(self, entry: FileEntry, tally: Tally) -> None:
+        part = self.store.part(entry.sha256)
         try:
-            with self.store.part(entry.sha256) as part:
-                if self.store.has(entry.sha256):
-                    # Another agent of this machine has fetched it meanwhile.
-                    self.store.discard_part(entry.sha256)
-                    tally.add(entry.size_bytes)
-                else:
-                    _FileFetch(self, entry, part, tally).run()
+            _FileFetch(self, entry, part, tally).run()
         except OSError as error:
             raise WeightsError(
                 f"{entry.path}: cannot be written to {self.store.root}: {error.strerror}"
             ) from None
+        finally:
+            # What could not be written cannot be on closing either.
+            with contextlib.suppress(OSError):
+                part.close()
 
 
 class _FileFetch:
     """One file on its way."""
 
-    def __init__(self, fetch: Fetch, entry: FileEntry, part: BinaryIO, tally: Tally) -> None:
+    def __init__(self, fetch: Fetch, entry: FileEntry, part: Part, tally: Tally) -> None:
         self._fetch = fetch
         self._entry = entry
         self._part = part
         self._tally = tally
         self._digest: Any = hashlib.sha256()
+        # The file that the digest is of, and how much of it.
+        self._file: BinaryIO | None = None
+        self._size = 0
         # Whose bytes the part holds; None: an earlier fetch's.
         self._from: set[str | None] = set()
         self._passed_over: dict[str, int] = {}
         self._wrong_sources: set[str] = set()
+        self._waiting = False
         # Whether the bytes of different places may no longer be put together.
         self._alone = False
 
@@ -175,46 +180,62 @@ class _FileFetch:
         Raises:
             WeightsError: No source that may be asked has it.
         """
-        self._take_up()
-        looks, waiting = 0, False
+        looks, before = 0, 0
         try:
-            while not self._complete():
-                if self._fetch.stop.is_set():
-                    raise WeightsError(f"{self._entry.path}: was stopped")
-                came, busy = self._ask_peers()
-                if not came and self._origins_turn(busy, looks):
-                    self._ask_sources()
-                    came = True
-                if came:
-                    looks = 0
-                if came is waiting:
-                    waiting = not waiting
-                    self._tally.add(0, waiting=1 if waiting else -1)
-                if not came:
-                    self._fetch.stop.wait(min(_LOOK_FIRST_S * 2**looks, _LOOK_MAX_S))
-                    looks += 1
+            while not self._step(looks):
+                looks = looks + 1 if self._size == before else 0
+                before = self._size
+                self._wait(True)
+                self._fetch.stop.wait(min(_LOOK_FIRST_S * 2 ** min(looks, 8), _LOOK_MAX_S))
         finally:
-            if waiting:
-                self._tally.add(0, waiting=-1)
-        self._fetch.store.keep(self._entry.sha256, self._part)
+            self._wait(False)
+
+    def _wait(self, waiting: bool) -> None:
+        if waiting is not self._waiting:
+            self._waiting = waiting
+            self._tally.add(0, waiting=1 if waiting else -1)
+
+    def _step(self, looks: int) -> bool:
+        """Goes on as far as it goes now; whether the file is there."""
+        with self._part.held() as held:
+            if self._fetch.stop.is_set():
+                raise WeightsError(f"{self._entry.path}: was stopped")
+            if self._fetch.store.has(self._entry.sha256):
+                # Another agent of this machine has fetched it meanwhile.
+                self._tally.add(self._entry.size_bytes - self._size)
+                if held:
+                    self._part.path.unlink(missing_ok=True)
+                return True
+            if not held:
+                return False
+            self._take_up()
+            while not self._complete():
+                came, busy = self._ask_peers()
+                if not came:
+                    if not self._origins_turn(busy, looks):
+                        return False
+                    self._ask_sources()
+            self._fetch.store.keep(self._entry.sha256, self._part)
+            return True
 
     def _take_up(self) -> None:
-        """Reads what an earlier fetch left."""
-        self._part.seek(0)
-        while block := self._part.read(_READ_BYTES):
+        """Reads what an earlier fetch, or another agent, left."""
+        file = self._part.file
+        there = os.fstat(file.fileno()).st_size
+        if file is self._file and there == self._size:
+            return
+        self._tally.add(there - self._size)
+        self._file, self._size, self._digest = file, there, hashlib.sha256()
+        self._from = {None} if there else set()
+        file.seek(0)
+        while block := file.read(_READ_BYTES):
             self._digest.update(block)
-        if self._size():
-            self._from.add(None)
-            self._tally.add(self._size())
-
-    def _size(self) -> int:
-        return self._part.tell()
 
     def _complete(self) -> bool:
         """Whether all is there and right; what is wrong is thrown away and told of."""
-        if self._size() < self._entry.size_bytes:
+        if self._size < self._entry.size_bytes:
             return False
-        if self._size() == self._entry.size_bytes:
+        if self._size == self._entry.size_bytes:
             if self._digest.hexdigest() == self._entry.sha256:
                 return True
             self._blame()
@@ -234,17 +255,16 @@ class _FileFetch:
             self._fetch.on_bad_peer(whose)
 
     def _begin_anew(self) -> None:
-        self._tally.add(-self._size())
-        self._part.seek(0)
-        self._part.truncate()
-        self._digest = hashlib.sha256()
-        self._from = set()
+        self._tally.add(-self._size)
+        self._part.file.seek(0)
+        self._part.file.truncate()
+        self._digest, self._size, self._from = hashlib.sha256(), 0, set()
 
     def _begin_with(self, whose: str) -> int:
         """Where to go on by the next one that is asked."""
         if self._alone and self._from - {whose}:
             self._begin_anew()
-        return self._size()
+        return self._size
 
     def _ask_peers(self) -> tuple[bool, bool]:
         """Whether bytes came, and whether a peer that has them had no time."""
@@ -263,9 +283,9 @@ class _FileFetch:
                 busy = True
                 continue
             except PeerAwayError:
-                if self._size() - before < _READ_BYTES:
+                if self._size - before < _READ_BYTES:
                     self._passed_over[address] = _PASSED_OVER
-            if self._size() > before:
+            if self._size > before:
                 return True, busy
         return False, busy
 
@@ -303,29 +323,31 @@ class _FileFetch:
                 problems.append(error)
             except WeightsError as error:
                 # Cut again and again, a large file still arrives.
-                if self._size() == before:
+                if self._size == before:
                     problems.append(error)
-            if self._size() > before:
+            if self._size > before:
                 return
         raise problems[0] if problems else WeightsError(f"{path}: there is no source")
 
     def _append(self, blocks: Iterator[bytes], whose: str, *, is_peer: bool) -> None:
-        part, size_bytes = self._part, self._entry.size_bytes
+        file, size_bytes = self._part.file, self._entry.size_bytes
         for block in blocks:
             if self._fetch.stop.is_set():
                 raise WeightsError(f"{self._entry.path}: was stopped")
-            data = block[: size_bytes - self._size() + 1]
+            data = block[: size_bytes - self._size + 1]
             self._fetch.throttle.take(len(data))
             self._from.add(whose)
-            part.write(data)
+            self._wait(False)
+            file.write(data)
+            self._size += len(data)
             self._digest.update(data)
             count = len(data)
             self._tally.add(count, peer=count if is_peer else 0, origin=0 if is_peer else count)
-            if self._size() > size_bytes:
+            if self._size > size_bytes:
                 # More than there may be: it is judged, and whoever sent it with it.
                 self._blame_length(whose)
                 return
-            if self._size() == size_bytes:
+            if self._size == size_bytes:
                 return
 
     def _blame_length(self, whose: str) -> None:

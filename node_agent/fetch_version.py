@@ -48,29 +48,7 @@ def fetch_version(
     store.make_folders()
     # Before anything is fetched.
     keys = read_trusted_keys([Path(file) for file in request["trusted_keys"]])
-    mtls = request["mtls"]
-    fetch = Fetch(
-        store=store,
-        sources=[
-            Source(
-                url,
-                store_options=request["store_options"],
-                client_options=request["client_options"],
-                stall_s=request["fetch_stall_s"],
-            )
-            for url in model.sources
-        ],
-        peers=Peers(
-            region=request["region"],
-            mtls=None if mtls is None else MutualTlsSettings.model_validate(mtls),
-        ),
-        routes=routes,
-        throttle=Throttle(request["max_bytes_per_s"]),
-        stall_s=request["fetch_stall_s"],
-        on_stall=give_up,
-        on_bad_peer=lambda address: tell(bad_peer=address),
-        parallel=request["parallel_files"],
-    )
+    fetch = _make_fetch(request, model, store, routes, tell=tell, give_up=give_up)
     data = model.manifest or fetch.get_manifest(model.manifest_sha256, model.manifest_size_bytes)
     version = check_version(model, data, keys=keys, required=request["require_signature"])
 
@@ -94,6 +72,40 @@ def fetch_version(
         raise WeightsError(
             f"{version.name}@{version.version}: another agent of this machine took its room"
         ) from None
+
+
+def _make_fetch(
+    request: dict[str, Any],
+    model: reg.RegisteredModel,
+    store: ContentStore,
+    routes: Routes,
+    *,
+    tell: Callable[..., None],
+    give_up: Callable[[str], None],
+) -> Fetch:
+    mtls = request["mtls"]
+    return Fetch(
+        store=store,
+        sources=[
+            Source(
+                url,
+                store_options=request["store_options"],
+                client_options=request["client_options"],
+                stall_s=request["fetch_stall_s"],
+            )
+            for url in model.sources
+        ],
+        peers=Peers(
+            region=request["region"],
+            mtls=None if mtls is None else MutualTlsSettings.model_validate(mtls),
+        ),
+        routes=routes,
+        throttle=Throttle(request["max_bytes_per_s"]),
+        stall_s=request["fetch_stall_s"],
+        on_stall=give_up,
+        on_bad_peer=lambda address: tell(bad_peer=address),
+        parallel=request["parallel_files"],
+    )
 
 
 def main() -> int:

@@ -37,10 +37,10 @@ class MutualRegion:
         self._stack = stack
 
     async def start_control(self) -> None:
-        store = await self._stack.enter_async_context(MemoryStore(clock=SystemClock()))
+        self.store = await self._stack.enter_async_context(MemoryStore(clock=SystemClock()))
         self.control = await self._stack.enter_async_context(
             running(
-                store=store,
+                store=self.store,
                 mtls=self.own(Role.CONTROL_PLANE, "c0"),
                 replica_id="c0",
                 reflection=True,

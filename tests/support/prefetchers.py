@@ -37,10 +37,11 @@ class Node:
             for name in list(changes)
             if name in RegistrySettings.model_fields
         }
+        node_id = changes.pop("node_id", "n0")
         model = {"source": "unused", "cache_dir": folder, **changes}
         self._news = asyncio.Event()
         self.prefetcher = Prefetcher(
-            node_id="n0",
+            node_id=node_id,
             region="ap",
             model=ModelSettings.model_validate(model),
             registry=RegistrySettings.model_validate(registry),

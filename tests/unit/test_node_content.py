@@ -1,5 +1,6 @@
 """Files kept by what they are: shared, bounded, and never lost while they are wanted."""
 
+import contextlib
 import hashlib
 import os
 
@@ -25,9 +26,18 @@ def version(name: str, files: dict[str, bytes]) -> TrustedVersion:
 
 
 def put(store: ContentStore, data: bytes) -> None:
-    with store.part(sha(data)) as part:
-        part.write(data)
+    with writing(store, sha(data)) as part:
+        part.file.write(data)
         store.keep(sha(data), part)
+
+
+@contextlib.contextmanager
+def writing(store: ContentStore, sha256: str):
+    part = store.part(sha256)
+    with part.held() as held:
+        assert held
+        yield part
+    part.close()
 
 
 def add(store: ContentStore, name: str, files: dict[str, bytes], *, age_s: float = 0.0):
@@ -107,14 +117,14 @@ def test_what_the_wanted_version_has_already_is_kept(store):
     wanted = version("next", {"a.json": b"a" * 400, "b.json": b"b" * 400})
     put(store, b"a" * 400)
     put(store, b"z" * 500)
-    with store.part(sha(b"b" * 400)) as part:
-        part.write(b"b" * 50)
+    with writing(store, sha(b"b" * 400)) as part:
+        part.file.write(b"b" * 50)
     store.make_room(350, wanted=wanted)
     assert store.has(sha(b"a" * 400))
     assert not store.has(sha(b"z" * 500))
-    with store.part(sha(b"b" * 400)) as part:
-        part.seek(0)
-        assert part.read() == b"b" * 50
+    with writing(store, sha(b"b" * 400)) as part:
+        part.file.seek(0)
+        assert part.file.read() == b"b" * 50
 
 
 def test_a_file_that_was_altered_on_the_disk_is_noticed_and_removed(store):
@@ -132,8 +142,8 @@ def test_what_was_left_of_commits_and_old_parts_is_removed(store, tmp_path):
     add(store, "one", {"o.json": b"o"})
     for age_s, data in ((0, b"young"), (100_000, b"old")):
         put(store, data)
-        with store.part(sha(data + b"part")) as part:
-            part.write(data)
+        with writing(store, sha(data + b"part")) as part:
+            part.file.write(data)
         for path in (store.path_of(sha(data)), tmp_path / "content/parts" / sha(data + b"part")):
             at_s = path.stat().st_mtime - age_s
             os.utime(path, (at_s, at_s))
@@ -151,3 +161,20 @@ def test_nothing_is_made_before_something_is_kept(tmp_path):
     Pins(store, node_id="n0").hold(())
     assert store.versions() == []
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_part_is_one_agents_at_a_time_and_follows_what_others_made_of_it(store):
+    first, second = store.part(sha(b"data")), store.part(sha(b"data"))
+    with first.held() as held, second.held() as also:
+        assert (held, also) == (True, False)
+        first.file.write(b"data")
+    with second.held() as held:
+        second.file.seek(0)
+        assert (held, second.file.read()) == (True, b"data")
+        store.keep(sha(b"data"), second)
+    # Its name is gone: what is written now would go into the object.
+    with first.held() as held:
+        assert not held
+    for part in (first, second):
+        part.close()
+    assert store.is_sound(sha(b"data"))

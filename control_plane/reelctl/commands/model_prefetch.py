@@ -8,6 +8,7 @@ import typer
 from reelmesh.v1 import operator_service_pb2 as op
 from reelmesh.v1 import registry_pb2 as reg
 
+from control_plane.reelctl.bars import is_drawn, share_bar
 from control_plane.reelctl.errors import CtlError, UsageError
 from control_plane.reelctl.model_tables import plain_order, prefetch_table, prefetch_words
 from control_plane.reelctl.options import (
@@ -78,12 +79,25 @@ def prefetch(
         reg.PrefetchOrder(name=name, version=version, regions=regions or (), node_ids=nodes or ())
     )
     if wait:
-        wait_until(
-            lambda: _look(_asked(order, client.nodes(with_status=True)), order),
-            timeout_s=wait_timeout,
-            on_news=note,
-        )
+        _wait_for(client, order, timeout_s=wait_timeout)
     _print(client, [order], output)
+
+
+def _wait_for(client: Client, order: reg.PrefetchOrder, *, timeout_s: float) -> None:
+    with share_bar(f"{order.name}@{order.version}") as show:
+
+        def look() -> tuple[bool, str]:
+            nodes = _asked(order, client.nodes(with_status=True))
+            if not nodes:
+                raise CtlError("no node is asked: none of them is attached")
+            states = [status_of(node, order) for node in nodes]
+            words = prefetch_words(states)
+            done = sum(each.done_bytes for each in states)
+            show(done, sum(each.total_bytes for each in states), words)
+            return all(each.state == reg.WEIGHTS_STATE_VERIFIED for each in states), words
+
+        # Where a bar shows it, lines would only tear it apart.
+        wait_until(look, timeout_s=timeout_s, on_news=(lambda _: None) if is_drawn() else note)
 
 
 def _asked(order: reg.PrefetchOrder, nodes: list[op.NodeView]) -> list[op.NodeView]:
@@ -94,14 +108,6 @@ def _asked(order: reg.PrefetchOrder, nodes: list[op.NodeView]) -> list[op.NodeVi
         if (not order.regions or node.region in order.regions)
         and (not order.node_ids or node.node_id in order.node_ids)
     ]
-
-
-def _look(nodes: list[op.NodeView], order: reg.PrefetchOrder) -> tuple[bool, str]:
-    if not nodes:
-        raise CtlError("no node is asked: none of them is attached")
-    states = [status_of(node, order) for node in nodes]
-    done = all(each.state == reg.WEIGHTS_STATE_VERIFIED for each in states)
-    return done, prefetch_words(states)
 
 
 def status_of(node: op.NodeView, order: reg.PrefetchOrder) -> reg.WeightsStatus:
