@@ -14,15 +14,15 @@ class BatchConfig(Settings):
         default=10_000,
         ge=1,
         le=10_000,
-        description="Items of one batch; a larger request answers 413. Each costs about 40 µs of "
-        "checks at its submission.",
+        description="Items of one batch; a larger request answers 413. Each costs about 0.1 ms "
+        "of checks at its submission.",
     )
     max_submissions: int = Field(
         default=4,
         ge=1,
         le=64,
         description="Submissions that are read and checked at once in this gateway; others answer "
-        "429. Each takes some ten times its bytes (edge.max_batch_bytes) of memory meanwhile.",
+        "429. Each takes some five times its bytes (edge.max_batch_bytes) of memory meanwhile.",
     )
     max_live_per_tenant: int = Field(
         default=100,

@@ -22,10 +22,11 @@ from gateway.application import VideoApplication
 from gateway.batches import records
 from gateway.batches.config import BatchConfig
 from gateway.batches.files import BatchFiles
+from gateway.batches.keeper import STORE_DELAY_S, Keeper, NotMine
 from gateway.batches.segments import ENDED, failed_outcome, item_key, outcome_of
 from gateway.batches.store import BatchStore
 from gateway.batches.tally import Tally
-from gateway.errors import GatewayError, JobStoreAway, OtherRegion, VideoNotFound
+from gateway.errors import GatewayError, OtherRegion, VideoNotFound
 from gateway.jobs.store import KeyElsewhere
 from gateway.output.artifacts import ArtifactError, ArtifactMissing
 from reelkit.clock import Clock
@@ -37,7 +38,6 @@ _log = structlog.get_logger("gateway.batches")
 _FIRST_LOOK_S: Final = 0.1
 _MAX_LOOK_S: Final = 1.0
 _MIN_PAUSE_S: Final = 0.2
-_STORE_DELAY_S: Final = 1.0
 # How soon whoever waits for a slot hears that the batch is to stop.
 _SLOT_S: Final = 0.5
 # How many items ahead of the last begun one the record allows for, by those in flight.
@@ -45,10 +45,6 @@ _AHEAD: Final = 8
 
 FindVideo = Callable[[str, str], Awaitable[video_pb2.Video | None]]
 """The video of this region that a tenant's idempotency key has made."""
-
-
-class NotMine(Exception):  # noqa: N818 - named for what happened
-    """The batch has another owner, or is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +75,20 @@ class BatchDriver:
         self._parts = parts
         self._clock = parts.clock
         self._config = parts.config
-        self._record = record
         self._tally = Tally(record)
+        self._keeper = Keeper(
+            record,
+            self._tally,
+            store=parts.store,
+            files=parts.files,
+            on_cancel=self.cancel,
+            retention_s=parts.config.retention_s,
+            clock=parts.clock,
+        )
         self._caller = records.caller_of(record)
         self._own_slots = asyncio.Semaphore(
             min(record.max_in_flight or self._config.max_in_flight_per_batch, self._most)
         )
-        self._writing = asyncio.Lock()
         # No further item is begun.
         self._stopping = asyncio.Event()
         self._end = batch_pb2.BATCH_STATUS_COMPLETED
@@ -128,8 +131,6 @@ class BatchDriver:
         """
         try:
             await self._recall()
-            if self._record.cancel_requested:
-                self.cancel()
             async with TaskScope(f"batch/{self.batch_id}") as scope:
                 keeping = scope.spawn(self._keep_record(), name="record", fatal=False)
                 making = scope.spawn(self._make_all(scope), name="items", fatal=False)
@@ -146,30 +147,25 @@ class BatchDriver:
 
     async def _recall(self) -> None:
         """Reads how its items ended, as the record has it."""
-        for segment in range(len(self._record.segment_bytes)):
-            while self._record.outcome_tokens[segment]:
-                try:
-                    outcomes = await self._parts.files.outcomes(self._record, segment)
-                except ArtifactMissing:
-                    _log.error("outcomes are lost", batch_id=self.batch_id, segment=segment)
-                    break
-                except ArtifactError as error:
-                    await self._wait_for_files(error)
-                    continue
-                self._tally.recall(segment, outcomes)
-                break
+        while True:
+            try:
+                await self._keeper.recall()
+            except ArtifactError as error:
+                await self._wait_for_files(error)
+            else:
+                return
 
     async def _wait_for_files(self, error: ArtifactError) -> None:
         _log.warning("batch's files not readable", batch_id=self.batch_id, error=str(error))
         if self._leaving:
             raise NotMine
-        await self._clock.sleep(_STORE_DELAY_S)
+        await self._clock.sleep(STORE_DELAY_S)
 
     # --- items ---
 
     async def _make_all(self, scope: TaskScope) -> None:
         followers: list[asyncio.Task[None]] = []
-        for segment in range(len(self._record.segment_bytes)):
+        for segment in range(len(self._keeper.record.segment_bytes)):
             if self._tally.full(segment):
                 continue
             if self._nothing_left(segment):
@@ -188,14 +184,14 @@ class BatchDriver:
 
     def _nothing_left(self, segment: int) -> bool:
         """Whether none of a segment's items, or of later ones, can have a video."""
-        first = segment * self._record.items_per_segment
+        first = segment * self._keeper.record.items_per_segment
         return self._leaving or (self._stopping.is_set() and first >= self._tally.begun_until)
 
     async def _items(self, segment: int) -> list[tuple[int, pb.BatchInput]]:
-        first = segment * self._record.items_per_segment
+        first = segment * self._keeper.record.items_per_segment
         while True:
             try:
-                inputs = await self._parts.files.items(self._record, segment)
+                inputs = await self._parts.files.items(self._keeper.record, segment)
             except ArtifactMissing:
                 message = "the batch's items are lost; submit it again"
                 self._stop(
@@ -241,7 +237,7 @@ class BatchDriver:
         options = video_service_pb2.CreateOptions(
             idempotency_key=item_key(self.batch_id, index),
             durable=True,
-            priority=self._record.batch.priority,
+            priority=self._keeper.record.batch.priority,
         )
         spec = video_pb2.VideoSpec()
         spec.CopyFrom(item.spec)
@@ -249,7 +245,7 @@ class BatchDriver:
 
     def _delay_of(self, error: GatewayError) -> float:
         _log.info("item refused for now", batch_id=self.batch_id, cause=error.code)
-        wanted = error.retry_after_s or _STORE_DELAY_S
+        wanted = error.retry_after_s or STORE_DELAY_S
         return min(max(wanted, _MIN_PAUSE_S), self._config.max_pause_s)
 
     async def _acquire(self, slots: asyncio.Semaphore) -> bool:
@@ -265,8 +261,8 @@ class BatchDriver:
         """Begins nothing that the record does not say may have been begun."""
         while index >= self._tally.begun_until and not self._stopping.is_set():
             self._tally.want(index + _AHEAD * self._most)
-            if not await self._write():
-                await self._pause(_STORE_DELAY_S)
+            if not await self._keeper.write():
+                await self._pause(STORE_DELAY_S)
 
     async def _sought(self, index: int, item: pb.BatchInput) -> video_pb2.Video | None:
         """The video of an item that is not to be begun any more, where it has one.
@@ -344,116 +340,36 @@ class BatchDriver:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    # --- its record ---
-
     async def _keep_record(self) -> None:
-        """Writes what changed, hears of cancels and of the end of its time; for ever.
+        """Keeps the record, and to the batch's time; for ever.
 
         Raises:
             NotMine: It is another's.
         """
-        deadline_s = records.seconds(self._record.deadline)
+        deadline_s = records.seconds(self._keeper.record.deadline)
         while True:
             await self._clock.sleep(self._config.checkpoint_s)
             if self._clock.wall() >= deadline_s:
                 self._stop(batch_pb2.BATCH_STATUS_EXPIRED)
-            if self._tally.changed:
-                await self._write()
-            else:
-                await self._ask()
-
-    async def _ask(self) -> None:
-        """Looks at the record where there is nothing to write."""
-        # No write meanwhile: what is read must not be taken for newer than it.
-        async with self._writing:
-            try:
-                standing = await self._parts.store.get(self._record.tenant, self.batch_id)
-            except JobStoreAway:
-                return
-            if standing is None or standing.epoch != self._record.epoch:
-                raise NotMine
-            self._heed(standing)
-
-    def _heed(self, standing: pb.BatchRecord) -> None:
-        self._record = standing
-        if standing.cancel_requested:
-            self.cancel()
-
-    async def _write(self) -> bool:
-        """Writes what is known of it; False: not now.
-
-        Raises:
-            NotMine: It is another's.
-        """
-        async with self._writing:
-            try:
-                written = await self._save(lambda record: record)
-            except (JobStoreAway, ArtifactError) as error:
-                _log.warning("batch not written", batch_id=self.batch_id, error=str(error))
-                return False
-            self._heed(written)
-        return True
-
-    async def _save(self, change: Callable[[pb.BatchRecord], pb.BatchRecord]) -> pb.BatchRecord:
-        """Writes new outcomes to files, and then the record that names them."""
-        snapshot = self._tally.snapshot()
-        marks = list(self._record.outcome_tokens)
-        replaced: list[tuple[int, str]] = []
-        for segment, outcomes in snapshot.outcomes.items():
-            mark = await self._parts.files.put_outcomes(self.batch_id, segment, outcomes)
-            if marks[segment]:
-                replaced.append((segment, marks[segment]))
-            marks[segment] = mark
-        wanted = records.progress(
-            self._record, snapshot.ends, snapshot.in_flight, begun_until=snapshot.begun_until
-        )
-        del wanted.outcome_tokens[:]
-        wanted.outcome_tokens.extend(marks)
-        standing, written = await self._parts.store.update(change(wanted))
-        if standing is None or not written:
-            for segment in snapshot.outcomes:
-                await self._parts.files.drop_outcomes(self.batch_id, segment, marks[segment])
-            raise NotMine
-        self._tally.saved(snapshot)
-        for segment, mark in replaced:
-            await self._parts.files.drop_outcomes(self.batch_id, segment, mark)
-        return standing
+            await self._keeper.refresh()
 
     async def _finish(self) -> None:
-        """Writes the end, however long that takes; on leaving, its progress once."""
+        """Writes the end; on leaving, its progress once."""
         if self._leaving:
-            await self._write()
+            await self._keeper.write()
             return
-        while True:
-            async with self._writing:
-                try:
-                    record = await self._save(self._ended)
-                except (JobStoreAway, ArtifactError) as error:
-                    _log.warning("end not written", batch_id=self.batch_id, error=str(error))
-                else:
-                    counts = record.batch.counts
-                    _log.info(
-                        "batch ended",
-                        batch_id=self.batch_id,
-                        state=batch_pb2.BatchStatus.Name(record.batch.status),
-                        completed=counts.completed,
-                        failed=counts.failed,
-                    )
-                    self.ended = record
-                    await self._parts.files.tidy(record)
-                    return
-            await self._clock.sleep(_STORE_DELAY_S)
-            if self._leaving:
-                return
-
-    def _ended(self, record: pb.BatchRecord) -> pb.BatchRecord:
-        return records.finished(
-            record,
-            self._end,
-            now_s=self._clock.wall(),
-            retention_s=self._config.retention_s,
-            error=self._error,
+        self.ended = await self._keeper.finish(
+            self._end, self._error, going_on=lambda: not self._leaving
         )
+        if self.ended is not None:
+            counts = self.ended.batch.counts
+            _log.info(
+                "batch ended",
+                batch_id=self.batch_id,
+                state=batch_pb2.BatchStatus.Name(self.ended.batch.status),
+                completed=counts.completed,
+                failed=counts.failed,
+            )
 
 
 def _well_done(task: asyncio.Task[None]) -> bool:

@@ -63,8 +63,8 @@ class WebhookConfig(Settings):
         default=1_000,
         ge=1,
         le=100_000,
-        description="Undelivered webhooks that this gateway holds in memory, about 4 kB each. "
-        "Others stay in etcd and have their turn later.",
+        description="Undelivered webhooks that this gateway holds, a task each. Others "
+        "stay in etcd and have their turn later.",
     )
     max_parallel: int = Field(
         default=32, ge=1, le=1_000, description="Deliveries under way at once."
