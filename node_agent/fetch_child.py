@@ -24,9 +24,12 @@ class FetchChild:
 
     def tell(self, line: Mapping[str, Any]) -> None:
         """Says something more to it; nothing where it has ended or does not listen."""
-        assert self._process.stdin is not None  # noqa: S101 - asked for
+        stdin = self._process.stdin
+        if stdin is None or stdin.closed:
+            # It is being waited for.
+            return
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._process.stdin.fileno(), json.dumps(line).encode() + b"\n")
+            os.write(stdin.fileno(), json.dumps(line).encode() + b"\n")
 
     def kill(self) -> None:
         """Ends it at once; what it says ends too."""

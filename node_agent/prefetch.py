@@ -122,22 +122,32 @@ class Prefetcher:
 
     async def run(self) -> None:
         """Fetches what is wanted and missing; for ever."""
-        await asyncio.to_thread(self.store.tidy)
+        await self._on_disk(self.store.tidy)
         tidied_s = self.clock.monotonic()
         try:
             while True:
                 self._news.clear()
-                await asyncio.to_thread(self._pins.hold, {*self._entries, *self._kept})
                 digest = self._next()
                 if digest is None:
+                    await self._on_disk(self._hold)
                     await self._pause()
                 else:
                     await self._bring(digest)
                 if self.clock.monotonic() - tidied_s > _TIDY_S:
-                    await asyncio.to_thread(self.store.tidy)
+                    await self._on_disk(self.store.tidy)
                     tidied_s = self.clock.monotonic()
         finally:
             self._pins.close()
+
+    async def _on_disk(self, work: Callable[[], None]) -> None:
+        """Housekeeping: a disk that fails is no reason to stop what serves."""
+        try:
+            await asyncio.to_thread(work)
+        except OSError as error:
+            _log.warning("weights cache cannot be kept in order", error=str(error))
+
+    def _hold(self) -> None:
+        self._pins.hold({*self._entries, *self._kept})
 
     def _next(self) -> str | None:
         now_s = self.clock.monotonic()
@@ -159,9 +169,10 @@ class Prefetcher:
         """One try at a version."""
         entry = self._entries[digest]
         try:
+            await asyncio.to_thread(self._hold)
             if not await asyncio.to_thread(self._is_here, entry.wanted.model):
                 await self._fetch(digest, entry)
-        except WeightsError as error:
+        except (WeightsError, OSError) as error:
             if self._entries.get(digest) is not entry:
                 # It was given up because nobody wants it any more.
                 return
@@ -200,19 +211,26 @@ class Prefetcher:
                 fetch_child("node_agent.fetch_version", self._request(entry)) as child,
                 asyncio.timeout(self.model.fetch_timeout_s),
             ):
-                self._child = (digest, child)
-                self._tell_child()
-                async for told in child.lines():
-                    if "folder" in told:
-                        return
-                    self._take(entry, told)
+                if await self._listen(digest, entry, child):
+                    return
         except TimeoutError:
             raise WeightsError(f"was not fetched within {self.model.fetch_timeout_s:g} s") from None
         except ConnectionError:
             pass
+        raise WeightsError("the fetching process died; its error is in the log")
+
+    async def _listen(self, digest: str, entry: _Entry, child: FetchChild) -> bool:
+        """Whether the child says that all is there; False where it ends without a word."""
+        self._child = (digest, child)
+        try:
+            self._tell_child()
+            async for told in child.lines():
+                if "folder" in told:
+                    return True
+                self._take(entry, told)
         finally:
             self._child = None
-        raise WeightsError("the fetching process died; its error is in the log")
+        return False
 
     def _take(self, entry: _Entry, told: dict[str, Any]) -> None:
         if "error" in told:

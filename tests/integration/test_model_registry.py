@@ -302,6 +302,13 @@ async def test_a_long_manifest_lies_beside_the_weights(client, reelctl, register
     assert (code, "not the one that was registered" in err) == (1, True)
 
 
+async def test_a_huge_manifest_is_not_read(client, register, tmp_path):
+    folder = write_weights(tmp_path / "w")
+    (folder / "manifest.json").write_bytes(b" " * 5_000_000)
+    code, _, err = await register(folder)
+    assert (code, "larger than a manifest may be" in err) == (1, True)
+
+
 async def test_what_lies_in_s3_is_read_where_it_is(
     client, reelctl, register, tmp_path, s3_server, monkeypatch
 ):

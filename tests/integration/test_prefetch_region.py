@@ -103,22 +103,22 @@ async def test_a_region_draws_one_copy_and_every_node_has_it(tmp_path, reelctl, 
     )
     assert code == 0, err
     async with contextlib.AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(node(f"n{number}")) for number in range(3)]
+        nodes = [await stack.enter_async_context(node(f"n{number}")) for number in range(6)]
         code, out, err = await reelctl("prefetch", "small@v1", "--wait", "--wait-timeout", "60")
         assert code == 0, err
         assert [line.split()[2:4] for line in out.splitlines()[1:]] == [
             ["n0", "verified"],
             ["n1", "verified"],
-            ["n2", "verified"],
+            *[[f"n{k}", "verified"] for k in range(2, 6)],
         ]
         statuses = [status_of(each) for each in nodes]
         size_bytes = statuses[0].total_bytes
-        assert [each.done_bytes for each in statuses] == [size_bytes] * 3
+        assert [each.done_bytes for each in statuses] == [size_bytes] * 6
         # About one: a node whose turn it has become does not wait for peers without end.
         assert size_bytes <= sum(each.origin_bytes for each in statuses) < 1.5 * size_bytes
         # Whoever comes later needs no source.
         shutil.rmtree(folder)
-        late = await stack.enter_async_context(node("n3"))
+        late = await stack.enter_async_context(node("n9"))
         await late.until(lambda s: [w.state for w in s.weights] == [VERIFIED])
         assert status_of(late).origin_bytes == 0
         # What they served goes on being served meanwhile, and after.

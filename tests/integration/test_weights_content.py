@@ -401,6 +401,17 @@ async def test_what_is_wanted_no_more_is_not_fetched_to_its_end(
             assert node.prefetcher.statuses() == []
 
 
+async def test_a_cache_that_cannot_be_written_fails_the_version_and_not_the_agent(
+    tmp_path, small, trusting
+):
+    (tmp_path / "cache").write_text("a file, and no folder")
+    async with running(tmp_path / "cache", **trusting) as node:
+        node.want(small)
+        assert str(tmp_path / "cache") in await node.refusal()
+        (tmp_path / "cache").unlink()
+        await node.until(VERIFIED)
+
+
 async def test_a_full_disk_fails_and_is_tried_again(tmp_path, small, trusting, monkeypatch):
     """A disk that fills on the way, by a limit on the size of files of the child's."""
     import resource
