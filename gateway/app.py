@@ -27,6 +27,7 @@ from gateway.batches.remote import RemoteBatchStore
 from gateway.batches.store import BatchStore
 from gateway.config import GatewayConfig
 from gateway.core.assembly import Core, open_core
+from gateway.core.keeping import open_kept
 from gateway.core.load import LoadReporter
 from gateway.core.mesh import MeshVideos
 from gateway.edge.metrics import EdgeMetrics
@@ -319,12 +320,22 @@ async def _across_regions(
         lifetimes=core.lifetimes,
         clock=clock,
     )
+    kept = open_kept(
+        config.cache,
+        config.state_dir / "kept" / config.gateway_id,
+        metrics=core.metrics,
+        cache_metrics=core.cache_metrics,
+        clock=clock,
+        scope=core.scope,
+        stack=stack,
+    )
     application = MeshVideos(
         region=config.region,
         home=core.videos,
         regions=regions,
         peers=peers,
         loads=loads,
+        kept=kept,
         clock=clock,
         scope=core.scope,
         # As long as the record of the video that was made there.

@@ -237,6 +237,20 @@ class CacheConfig(Settings):
         description="And how many, some 2 kB of memory each; a video counts as one for each "
         "max_bytes / max_entries that it has, at least one.",
     )
+    kept_bytes: int = Field(
+        default=4 * 1024**3,
+        ge=0,
+        description="Bytes of copies of other regions' finished videos, in state_dir/kept on local "
+        "disk, so that what is asked for often crosses once. Their home is still asked each time "
+        "whether the video is there. 0: none are kept.",
+    )
+    keep_s: float = Field(
+        default=3600.0,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="Seconds for which such a copy is kept that nobody was allowed to read: so "
+        "long, and an eighth, the bytes of a video may last in another region after its deletion.",
+    )
     max_followers: int = Field(
         default=10_000,
         ge=1,

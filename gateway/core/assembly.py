@@ -16,6 +16,7 @@ from gateway.cache.index import Index
 from gateway.config import GatewayConfig
 from gateway.core.admission import Admission
 from gateway.core.adoption import Adoption
+from gateway.core.cache_metrics import CacheMetrics
 from gateway.core.caching import Caching, make_caching
 from gateway.core.commit import Committer
 from gateway.core.contents import Contents
@@ -85,6 +86,7 @@ class Core:
     cache: Index
     """Finished videos that may answer requests; a rollback purges it."""
     committer: Committer
+    cache_metrics: CacheMetrics
     scope: TaskScope
     """Owns jobs and node streams; its failure is the gateway's."""
 
@@ -164,6 +166,7 @@ async def open_core(
             metrics=ground.metrics,
             cache=caching.index,
             committer=committer,
+            cache_metrics=caching.metrics,
             scope=ground.scope,
         )
 

@@ -36,6 +36,18 @@ class CacheMetrics:
             registry=registry,
         )
 
+        self._kept_bytes = Counter(
+            "reelmesh_gateway_kept_bytes",
+            "Bytes of other regions' videos that clients were to have: those that were here, and "
+            "those that had to be brought.",
+            ("source",),
+            registry=registry,
+        )
+
+    def kept_bytes(self, count: int, here: bool) -> None:
+        """Counts bytes of other regions' videos."""
+        self._kept_bytes.labels("here" if here else "home").inc(count)
+
     def request(self, status: video_pb2.CacheStatus.ValueType) -> None:
         """Counts a new video by what answers it."""
         self._requests.labels(_OUTCOMES.get(status, "other")).inc()

@@ -20,12 +20,15 @@ from reelmesh.v1 import (
 )
 
 from gateway.application import ALL_FIT, Caller, Download, Link, Variant
+from gateway.cache.copy import Fetch
+from gateway.cache.kept import Ask, KeptVideos
 from gateway.core.load import LoadReporter
 from gateway.core.new_videos import NewVideos
 from gateway.core.videos import Videos
 from gateway.errors import HomeUnreachable, OtherRegion, VideoNotFound
 from gateway.jobs.ids import region_of
-from gateway.output.wire import seq_of_encoded
+from gateway.output.artifacts import ArtifactError
+from gateway.output.wire import encode_event, seq_of_encoded
 from gateway.peers.client import NotItsOwn, PeerGone, Peers
 from gateway.regions.link import RegionLink
 from gateway.regions.regions import Regions
@@ -43,6 +46,11 @@ MAX_BREAKS: Final = 4
 BREAK_DELAY_S: Final = 0.2
 RETRY_AFTER_S: Final = 5.0
 
+_THE_VIDEO: Final = (
+    video_service_pb2.VIDEO_VARIANT_UNSPECIFIED,
+    video_service_pb2.VIDEO_VARIANT_VIDEO,
+)
+
 
 class MeshVideos:
     """A :class:`gateway.application.VideoApplication` over this region and the others.
@@ -53,6 +61,7 @@ class MeshVideos:
         regions: What is known of the others.
         peers: Calls to their gateways.
         loads: What this region tells them.
+        kept: Copies of their videos; None: there are none.
         scope: Owns what goes on after an answer.
         key_keep_s: How long it is remembered that a key's video was made elsewhere.
         job_keep_s: And that a client went on elsewhere; as long as a job may live.
@@ -66,6 +75,7 @@ class MeshVideos:
         regions: Regions,
         peers: Peers,
         loads: LoadReporter,
+        kept: KeptVideos | None,
         clock: Clock,
         scope: TaskScope,
         key_keep_s: int,
@@ -76,6 +86,7 @@ class MeshVideos:
         self._regions = regions
         self._peers = peers
         self._loads = loads
+        self._kept = kept
         self._clock = clock
         self._new = NewVideos(
             region=region,
@@ -130,6 +141,8 @@ class MeshVideos:
             await self._home.delete(caller, video_id)
         else:
             await self._ask(link, lambda address: self._peers.delete(address, caller, video_id))
+            if self._kept is not None:
+                self._kept.forget(video_id)
 
     async def download(
         self,
@@ -146,10 +159,29 @@ class MeshVideos:
             return await self._home.download(
                 caller, video_id, offset=offset, variant=variant, as_file=as_file
             )
+        if self._kept is not None and variant in _THE_VIDEO:
+            return await self._kept.download(
+                video_id,
+                offset=offset,
+                as_file=as_file,
+                ask=self._ask_of(link, caller, video_id),
+                fetch=self._fetch_of(link, caller, video_id),
+            )
         return await self._ask(
             link,
             lambda address: self._peers.download(
                 address, caller, video_id, offset=offset, variant=variant
+            ),
+        )
+
+    def _ask_of(self, link: RegionLink, caller: Caller, video_id: str) -> Ask:
+        return lambda: self._ask(link, lambda address: self._peers.get(address, caller, video_id))
+
+    def _fetch_of(self, link: RegionLink, caller: Caller, video_id: str) -> Fetch:
+        return lambda offset: self._ask(
+            link,
+            lambda address: self._peers.download(
+                address, caller, video_id, offset=offset, variant=_THE_VIDEO[0]
             ),
         )
 
@@ -179,7 +211,7 @@ class MeshVideos:
                 async for event in events:
                     yield event
             return
-        relayed = self._relay(link, caller, video_id, after_seq)
+        relayed = self._from_away(link, caller, video_id, after_seq)
         async with contextlib.aclosing(relayed):
             async for message in relayed:
                 yield video_service_pb2.WatchVideoResponse.FromString(message).event
@@ -192,7 +224,7 @@ class MeshVideos:
         if link is None:
             messages = self._home.watch_encoded(caller, video_id, after_seq=after_seq)
         else:
-            messages = self._relay(link, caller, video_id, after_seq)
+            messages = self._from_away(link, caller, video_id, after_seq)
         async with contextlib.aclosing(messages):
             async for message in messages:
                 yield message
@@ -226,6 +258,31 @@ class MeshVideos:
             except NotItsOwn as error:
                 raise VideoNotFound(str(error)) from None
         raise _unreachable(link)
+
+    async def _from_away(
+        self, link: RegionLink, caller: Caller, video_id: str, seq: int
+    ) -> AsyncGenerator[bytes]:
+        """The events of another region's video, of a copy where there is one."""
+        kept, from_the_start, last = self._kept, seq == 0, b""
+        if kept is not None and kept.holds(video_id):
+            ask = self._ask_of(link, caller, video_id)
+            copied = kept.events(video_id, after_seq=seq, ask=ask)
+            try:
+                async with contextlib.aclosing(copied) as events:
+                    async for event in events:
+                        yield encode_event(event)
+                        seq = max(seq, event.seq)
+            except ArtifactError:
+                from_the_start = False
+            else:
+                return
+        async with contextlib.aclosing(self._relay(link, caller, video_id, seq)) as messages:
+            async for message in messages:
+                yield message
+                last = message
+        end = video_service_pb2.WatchVideoResponse.FromString(last).event
+        if kept is not None and from_the_start and end.HasField("completed"):
+            kept.watched(video_id, end.completed, self._fetch_of(link, caller, video_id))
 
     async def _relay(
         self, link: RegionLink, caller: Caller, video_id: str, seq: int

@@ -11,6 +11,7 @@ from grpc import aio
 from reelmesh.v1 import region_pb2
 
 from gateway.application import FROM_REGION
+from gateway.core.keeping import open_kept
 from gateway.core.load import LoadReporter
 from gateway.core.mesh import MeshVideos
 from gateway.edge_grpc.peer_api import add_peer_service
@@ -18,7 +19,7 @@ from gateway.peers.client import Peers
 from gateway.regions.regions import Regions
 from reelkit.clock import SystemClock
 from reelkit.rpc import internal_channel, listen, server_options
-from tests.support.gateways import Gateway, open_gateway
+from tests.support.gateways import Gateway, gateway_config, open_gateway
 
 
 class RegionUnderTest:
@@ -32,6 +33,7 @@ class RegionUnderTest:
         self.application = application
         self.regions = regions
         self.address = ""
+        self.kept: Any = None
         self._server = server
 
     async def listen(self, address: str = "127.0.0.1:0") -> None:
@@ -82,18 +84,31 @@ async def open_region(tmp_path: Path, name: str, **changes: Any) -> AsyncIterato
             lifetimes=core.lifetimes,
             clock=clock,
         )
+        config = gateway_config(tmp_path / name, region=name, **changes)
+        stack = contextlib.AsyncExitStack()
+        kept = open_kept(
+            config.cache,
+            config.state_dir / "kept",
+            metrics=core.metrics,
+            cache_metrics=core.cache_metrics,
+            clock=clock,
+            scope=core.scope,
+            stack=stack,
+        )
         application = MeshVideos(
             region=name,
             home=gateway.videos,
             regions=regions,
             peers=peers,
             loads=loads,
+            kept=kept,
             clock=clock,
             scope=core.scope,
             key_keep_s=60,
             job_keep_s=60,
         )
         region = RegionUnderTest(name, gateway, application, regions, None)
+        region.kept = kept
         await region.listen()
         try:
             yield region
@@ -101,3 +116,4 @@ async def open_region(tmp_path: Path, name: str, **changes: Any) -> AsyncIterato
             await region.vanish()
             await peers.close()
             await regions.close()
+            await stack.aclose()
