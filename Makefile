@@ -70,6 +70,7 @@ bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.edge
 	$(BIN)/python -m benchmarks.overload
 

@@ -89,6 +89,11 @@ class KeptVideos:
         """Bytes of all copies, those on their way included."""
         return self._worth.bytes_held
 
+    @property
+    def fetching(self) -> int:
+        """Videos on their way."""
+        return self._fetches
+
     def __len__(self) -> int:
         return len(self._copies)
 
