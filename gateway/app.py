@@ -324,7 +324,7 @@ async def _across_regions(
         config.cache,
         config.state_dir / "kept" / config.gateway_id,
         metrics=core.metrics,
-        cache_metrics=core.cache_metrics,
+        cache_metrics=core.caching.metrics,
         clock=clock,
         scope=core.scope,
         stack=stack,

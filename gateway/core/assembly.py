@@ -12,11 +12,9 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry
 
-from gateway.cache.index import Index
 from gateway.config import GatewayConfig
 from gateway.core.admission import Admission
 from gateway.core.adoption import Adoption
-from gateway.core.cache_metrics import CacheMetrics
 from gateway.core.caching import Caching, make_caching
 from gateway.core.commit import Committer
 from gateway.core.contents import Contents
@@ -83,10 +81,9 @@ class Core:
     jobs: JobStore
     artifacts: ArtifactStore
     metrics: GatewayMetrics
-    cache: Index
-    """Finished videos that may answer requests; a rollback purges it."""
+    caching: Caching
+    """What need not be drawn again; a rollback purges its index."""
     committer: Committer
-    cache_metrics: CacheMetrics
     scope: TaskScope
     """Owns jobs and node streams; its failure is the gateway's."""
 
@@ -164,9 +161,8 @@ async def open_core(
             jobs=ground.jobs,
             artifacts=ground.artifacts,
             metrics=ground.metrics,
-            cache=caching.index,
+            caching=caching,
             committer=committer,
-            cache_metrics=caching.metrics,
             scope=ground.scope,
         )
 

@@ -240,8 +240,8 @@ async def test_a_rollback_purges_what_a_version_drew(tmp_path):
     node = FakeNode("n0")
     async with mesh(tmp_path, node) as gateway:
         first = await made(gateway)
-        assert gateway.core.cache.purge("fake-wan", "2") == 0
-        assert gateway.core.cache.purge("fake-wan", first.spec.model_version) == 1
+        assert gateway.core.caching.index.purge("fake-wan", "2") == 0
+        assert gateway.core.caching.index.purge("fake-wan", first.spec.model_version) == 1
         assert gateway.metric("cache_bytes") == 0
         assert (await gateway.create()).cache == MISS
 

@@ -90,7 +90,7 @@ async def open_region(tmp_path: Path, name: str, **changes: Any) -> AsyncIterato
             config.cache,
             config.state_dir / "kept",
             metrics=core.metrics,
-            cache_metrics=core.cache_metrics,
+            cache_metrics=core.caching.metrics,
             clock=clock,
             scope=core.scope,
             stack=stack,
