@@ -28,6 +28,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.fleet.nodes import Fleet
+from gateway.fleet.order import Standing
 from gateway.jobs import records
 from gateway.jobs.home import HomeJobs
 from gateway.jobs.ids import VideoIds
@@ -38,6 +39,7 @@ from gateway.quotas.queued import QueuedJobs
 from gateway.tenants import Policies
 from gateway.validation.fields import check_options
 from gateway.validation.policy import resolve_within
+from gateway.validation.request import resolve
 from gateway.webhooks.addresses import UrlRules
 from reelkit.clock import Clock
 from reelkit.tasks import TaskScope
@@ -170,9 +172,7 @@ class Admission:
             return found
         leader = found
         if leader is None:
-            wait_s = self._room.check(record.video.spec, urgency, coming=self._begins)
-            await self._queued.check(record, wait_s=wait_s)
-            gpu_seconds = self._room.gpu_seconds(record.video.spec)
+            gpu_seconds = await self._make_room(record, urgency)
         else:
             # In case that it comes to pay.
             gpu_seconds = leader.record.reservation.gpu_seconds
@@ -184,6 +184,18 @@ class Admission:
             beginning = self._queued.counted(caller.tenant, beginning)
         self._cache_metrics.request(record.video.cache)
         return await self._to_its_end(beginning)
+
+    async def _make_room(self, record: job_service_pb2.JobRecord, urgency: Standing) -> float:
+        """Lets a job in that must be drawn; answers what that takes of a worker, in seconds."""
+        # From here on it may lead: others for the same wait for its record.
+        self._sharing.comes(record)
+        try:
+            wait_s = self._room.check(record.video.spec, urgency, coming=self._begins)
+            await self._queued.check(record, wait_s=wait_s)
+            return self._room.gpu_seconds(record.video.spec)
+        except BaseException:
+            self._sharing.came(record)
+            raise
 
     async def _to_its_end(self, beginning: Coroutine[Any, Any, T]) -> T:
         """Sees to it that a client that leaves now leaves no record behind that nobody runs."""
@@ -296,7 +308,6 @@ class Admission:
                 over_assignment=over_assignment,
             )
         if must_stand:
-            self._sharing.comes(record)
             return self._begin_after_record(record, over_assignment=over_assignment)
         return self._begin(record)
 
@@ -440,9 +451,15 @@ class Admission:
     ) -> Outlook | None:
         """What the request would find here; None where it is wrong or nothing can be said."""
         found = self._room.outlook(caller, spec, options, coming=self._begins)
-        if found is not None and self._lifetimes.draining:
-            return replace(found, wait_s=None)
-        return found
+        if found is None or self._lifetimes.draining:
+            return found and replace(found, wait_s=None)
+        return replace(found, answered=not options.no_cache and self._is_here(caller, spec))
+
+    def _is_here(self, caller: Caller, spec: video_pb2.VideoSpec) -> bool:
+        """Whether it is finished, or under way for others."""
+        resolved = resolve(spec, self._fleet.catalog(), drawn_seed=0, violations=[], unfit={})
+        key = self._sharing.execution_key(caller.tenant, resolved, seeded=spec.HasField("seed"))
+        return self._answers.has(caller.tenant, key) or self._sharing.has(caller.tenant, key)
 
     def _resolve(
         self,

@@ -207,12 +207,13 @@ class NewVideos:
     # --- here or there ---
 
     def _can_serve(self, request: _Request) -> bool:
-        able = request.outlook is not None and request.outlook.wait_s is not None
+        outlook = request.outlook
+        able = outlook is not None and (outlook.answered or outlook.wait_s is not None)
         return able and not self._regions.draining
 
     def _elsewhere(self, request: _Request) -> RegionLink | None:
         """The other region that should make it, None: this one should, or nobody can."""
-        if request.outlook is None:
+        if request.outlook is None or request.outlook.answered:
             return None
         chosen = self._regions.choose(
             request.outlook.model,

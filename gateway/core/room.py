@@ -35,6 +35,8 @@ class Outlook:
     """Of a typical worker; 0 where it is not known."""
     rank: int
     """Of its priority."""
+    answered: bool = False
+    """It need not be drawn: this gateway has it, or has it drawn for others."""
 
 
 class Room:

@@ -12,6 +12,7 @@ the job that pays ends while the run goes on, the first of the rest pays: :meth:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -29,6 +30,8 @@ _log = structlog.get_logger("gateway.sharing")
 LEADER_LOST: Final = "leader_lost"
 """Why an attempt is no more whose run another gateway's job has taken along."""
 RETRY_AFTER_S: Final = 5.0
+# A record is written within milliseconds, or its store is away.
+_COMING_S: Final = 2.0
 
 Place = tuple[str, str]
 """A shelf and a key."""
@@ -51,6 +54,7 @@ class Sharing:
         self._places: dict[Execution, tuple[Place, ...]] = {}
         # Leaders-to-be whose records are being written.
         self._coming: dict[Place, asyncio.Event] = {}
+        self._comers: dict[str, tuple[asyncio.Event, tuple[Place, ...]]] = {}
         self._followers: set[Execution] = set()
         self.on_pays: Callable[[Execution], None] = lambda _execution: None
         """Called with a job that pays for its run from now on."""
@@ -76,6 +80,7 @@ class Sharing:
         for place in places:
             # The newest of several: its run lasts longest.
             self._leaders[place] = execution
+        self.came(execution.record)
 
     def _places_of(self, record: job_service_pb2.JobRecord) -> tuple[Place, ...]:
         """Where others find it: under its seed, and where any will do."""
@@ -94,24 +99,33 @@ class Sharing:
     # --- those that are about to lead ---
 
     def comes(self, record: job_service_pb2.JobRecord) -> None:
-        """A job will lead once its record stands, if that is made."""
-        for place in self._places_of(record):
-            self._coming.setdefault(place, asyncio.Event())
+        """A job will lead once its record stands, if that is made; :meth:`came` follows."""
+        event = asyncio.Event()
+        places = self._places_of(record)
+        self._comers[record.video.id] = (event, places)
+        for place in places:
+            self._coming.setdefault(place, event)
 
     def came(self, record: job_service_pb2.JobRecord) -> None:
-        """It does, or will not."""
-        for place in self._places_of(record):
-            event = self._coming.pop(place, None)
-            if event is not None:
-                event.set()
+        """It does, or will not; nothing where that was said."""
+        comer = self._comers.pop(record.video.id, None)
+        if comer is None:
+            return
+        event, places = comer
+        for place in places:
+            if self._coming.get(place) is event:
+                del self._coming[place]
+        event.set()
 
     async def settled(self, record: job_service_pb2.JobRecord) -> None:
-        """Waits for a job that is about to lead where this one would look."""
+        """Waits for a job that is about to lead where this one would look; not for long."""
         tenant = record.tenant
         for shelf in shelves(tenant, self._policies.of(tenant)):
             event = self._coming.get((shelf, record.execution_key))
             if event is not None:
-                await event.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_COMING_S):
+                        await event.wait()
                 return
 
     # --- joining ---
@@ -122,13 +136,17 @@ class Sharing:
         Raises:
             ResourceExhausted: There is, and too many share runs already.
         """
-        leader = self._find(tenant, execution_key) if execution_key else None
+        leader = self._find(tenant, execution_key)
         if leader is not None and self.following >= self._max_followers:
             raise ResourceExhausted(
                 f"{self.following} videos wait for one that is drawn for others already",
                 retry_after_s=RETRY_AFTER_S,
             )
         return leader
+
+    def has(self, tenant: str, execution_key: str) -> bool:
+        """Whether there is such a run."""
+        return self._find(tenant, execution_key) is not None
 
     def same_run(self, record: job_service_pb2.JobRecord) -> Execution | None:
         """A run that draws the very video of a job that shared one; None: there is none."""
@@ -137,6 +155,8 @@ class Sharing:
         return self._find(record.tenant, video_key(record.video.spec, seeded=True))
 
     def _find(self, tenant: str, key: str) -> Execution | None:
+        if not key:
+            return None
         policy = self._policies.of(tenant)
         for shelf in shelves(tenant, policy):
             leader = self._leaders.get((shelf, key))

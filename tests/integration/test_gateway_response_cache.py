@@ -2,21 +2,26 @@
 
 import asyncio
 import contextlib
+import hashlib
 
 import pytest
-from reelmesh.v1 import tenant_pb2, video_pb2
+from reelmesh.v1 import tenant_pb2, video_pb2, video_service_pb2
 
 from gateway import errors
 from gateway.application import Caller
 from gateway.errors import JobStoreAway
+from gateway.jobs.ids import region_of
 from gateway.jobs.memory import MemoryJobStore
 from gateway.output.artifacts import open_store
 from gateway.tenants import TenantPolicies
 from tests.support import fakenode
 from tests.support.artifacts import listed
+from tests.support.edges import serve_edges
 from tests.support.fakenode import VIDEO, FakeNode, serve_node
 from tests.support.gateway_region import gateway_region
 from tests.support.gateways import ME, data_of, kinds, open_gateway
+from tests.support.regions import open_region
+from wan_t2v_sdk import AsyncTextToVideoGenerator
 
 COMPLETED = video_pb2.VIDEO_STATUS_COMPLETED
 MISS, HIT = video_pb2.CACHE_STATUS_MISS, video_pb2.CACHE_STATUS_HIT
@@ -386,3 +391,53 @@ async def test_a_hit_outlives_its_gateway(tmp_path):
         assert (await region.record(hit.id)).video.cache == HIT
         # The other's index is its own: it has drawn nothing yet.
         assert (await b.create()).cache == MISS
+
+
+# --- over regions ---
+
+
+async def test_what_is_here_is_not_sent_for_elsewhere(tmp_path):
+    async with (
+        open_region(tmp_path, "ap", cache=ON) as ap,
+        open_region(tmp_path, "eu") as eu,
+        serve_node(FakeNode("ap-node-0")) as node,
+        serve_node(FakeNode("eu-node-0")) as other,
+    ):
+        await ap.gateway.know(node)
+        await eu.gateway.know(other)
+        ap.regions.take([eu.view()])
+        await ap.gateway.until(lambda: ap.regions.link("eu").load is not None)
+
+        async def create(**options):
+            return await ap.application.create(
+                ME,
+                video_pb2.VideoSpec(prompt=options.pop("prompt", "a ball")),
+                video_service_pb2.CreateOptions(**options),
+                streamed=False,
+            )
+
+        await ap.gateway.watched((await create()).id)
+        node.remaining_work_s = 500.0
+        await node.push()
+        await ap.gateway.until(lambda: (ap.gateway.videos.predicted_wait_s() or 0) > 100)
+        assert region_of((await create(prompt="another")).id) == "eu"
+        for options in ({}, {"idempotency_key": "k"}):
+            hit = await create(**options)
+            assert (region_of(hit.id), hit.cache) == ("ap", HIT)
+        assert region_of((await create(no_cache=True)).id) == "eu"
+
+
+async def test_the_client_library_takes_a_hit_for_a_video(tmp_path):
+    node = FakeNode("n0")
+    async with (
+        mesh(tmp_path, node) as gateway,
+        serve_edges(tmp_path, application=gateway.videos) as edges,
+        AsyncTextToVideoGenerator(
+            endpoints=[edges.grpc_address], token=edges.issuer.issue()
+        ) as client,
+    ):
+        results = [await client.generate("a ball", progress=False) for _ in range(2)]
+        fresh = await client.generate("a ball", progress=False, no_cache=True)
+        assert [result["cache"] for result in (*results, fresh)] == ["miss", "hit", "refreshed"]
+        assert {result["sha256"] for result in results} == {hashlib.sha256(VIDEO).hexdigest()}
+        assert (await client.create("a ball", no_cache=True)).id
