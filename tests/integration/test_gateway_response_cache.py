@@ -326,11 +326,12 @@ async def test_a_hit_holds_nothing_of_a_tenants_limits(tmp_path):
             assert (await gateway.create()).cache == HIT
 
 
-async def test_of_many_that_come_at_once_one_is_drawn(tmp_path):
+@pytest.mark.parametrize("limits", [{}, {"concurrent_jobs": 50}, {"queued_jobs": 50}])
+async def test_of_many_that_come_at_once_one_is_drawn(tmp_path, limits):
     """Also where a record must stand before anything begins."""
     node = FakeNode("n0")
     policies = TenantPolicies()
-    policies.replace([tenant_pb2.TenantPolicy(tenant="acme", concurrent_jobs=50)])
+    policies.replace([tenant_pb2.TenantPolicy(tenant="acme", **limits)])
     async with mesh(tmp_path, node, policies=policies) as gateway:
         videos = await asyncio.gather(
             *(gateway.create(idempotency_key=f"k{n}" if n % 2 else "") for n in range(20))
