@@ -11,6 +11,7 @@ from grpc import aio
 from reelmesh.v1 import region_pb2
 
 from gateway.application import FROM_REGION
+from gateway.config import CacheConfig
 from gateway.core.keeping import open_kept
 from gateway.core.load import LoadReporter
 from gateway.core.mesh import MeshVideos
@@ -19,7 +20,7 @@ from gateway.peers.client import Peers
 from gateway.regions.regions import Regions
 from reelkit.clock import SystemClock
 from reelkit.rpc import internal_channel, listen, server_options
-from tests.support.gateways import Gateway, gateway_config, open_gateway
+from tests.support.gateways import Gateway, open_gateway
 
 
 class RegionUnderTest:
@@ -84,11 +85,11 @@ async def open_region(tmp_path: Path, name: str, **changes: Any) -> AsyncIterato
             lifetimes=core.lifetimes,
             clock=clock,
         )
-        config = gateway_config(tmp_path / name, region=name, **changes)
+        cache = CacheConfig.model_validate(changes.get("cache", {}))
         stack = contextlib.AsyncExitStack()
         kept = open_kept(
-            config.cache,
-            config.state_dir / "kept",
+            cache,
+            tmp_path / name / "gateway" / "kept",
             metrics=core.metrics,
             cache_metrics=core.caching.metrics,
             clock=clock,
