@@ -36,6 +36,8 @@ SOON_S: Final = 0.05
 # Of a large fleet a job takes its nodes at random from so many times as many good ones, so
 # that gateways do not all ask the same few.
 _POOL: Final = 4
+# How often it is looked which nodes there are.
+_LOOK_S: Final = 0.25
 
 
 def best_nodes(
@@ -44,6 +46,7 @@ def best_nodes(
     *,
     units: float,
     jobs: int,
+    rng: random.Random,
     refusals: int | None = None,
 ) -> list[str]:
     """The nodes at which so many jobs of a line should leave tickets, best first. Pure.
@@ -53,16 +56,19 @@ def best_nodes(
         model: What the jobs need.
         units: Work of such a job.
         jobs: How many there are.
+        rng: Of a large fleet a job that asks looks at some of the nodes.
         refusals: Of a job that asks: with each it asks worse nodes too.
     """
     able = [node for node in serving(nodes, model) if not node.on_trial]
     count = max(_POOL * SPREAD, _POOL * jobs)
     if not able or (len(able) <= count and refusals is None):
         return [node.node_id for node in able]
+    if refusals is not None and len(able) > count:
+        able = rng.sample(able, count)
     speed = typical_speed(able)
     costs = [(cost_s(node, units, fallback_speed=speed), node.node_id) for node in able]
     if refusals is not None:
-        limit = min(costs)[0] * (1 + IDLE_SHARE * refusals)
+        limit = min(costs)[0] * (1 + IDLE_SHARE * (2 * refusals - 1))
         costs = [each for each in costs if each[0] <= limit]
     return [node_id for _, node_id in heapq.nsmallest(count, costs)]
 
@@ -80,6 +86,7 @@ class Tickets:
         self._fleet = fleet
         self._rng = rng
         self._able: dict[ModelKey, frozenset[str]] = {}
+        self._looked_s: dict[ModelKey, float] = {}
 
     def spread(
         self, model: ModelKey, line: Line[Ticket], views: Sequence[NodeView], now_s: float
@@ -90,15 +97,7 @@ class Tickets:
         it wants no other than such.
         """
         head = list(itertools.islice(line, HEAD))
-        able = frozenset(
-            view.node_id
-            for view in views
-            if view.routable and model in view.models and not view.on_trial
-        )
-        if self._able.get(model) != able:
-            self._able[model] = able
-            for ticket in head:
-                self._take_back(ticket, ticket.left_at - able)
+        able = self._nodes(model, head, views, now_s)
         for ticket in head:
             if ticket.wants_soon != (now_s < ticket.asks_until_s):
                 ticket.wants_soon = not ticket.wants_soon
@@ -109,13 +108,32 @@ class Tickets:
         for tickets, refusals in [([each], each.refusals) for each in asking] + [(rest, None)]:
             if tickets:
                 best = best_nodes(
-                    views, model, units=tickets[0].units, jobs=len(line), refusals=refusals
+                    views,
+                    model,
+                    units=tickets[0].units,
+                    jobs=len(line),
+                    rng=self._rng,
+                    refusals=refusals,
                 )
             for ticket in tickets:
                 self._leave(ticket, line, some_of(best, ticket.ask.avoid, rng=self._rng))
         if len(line) > HEAD:
             for ticket in itertools.islice(line, HEAD, 2 * HEAD):
                 self.withdraw(ticket)
+
+    def _nodes(
+        self, model: ModelKey, head: list[Ticket], views: Sequence[NodeView], now_s: float
+    ) -> frozenset[str]:
+        """Where tickets may lie; those at nodes that are gone are forgotten."""
+        known = self._able.get(model)
+        if known is not None and now_s < self._looked_s[model] + _LOOK_S:
+            return known
+        able = [view.node_id for view in serving(views, model) if not view.on_trial]
+        self._able[model], self._looked_s[model] = frozenset(able), now_s
+        if known is not None and known != self._able[model]:
+            for ticket in head:
+                self._take_back(ticket, ticket.left_at - self._able[model])
+        return self._able[model]
 
     @staticmethod
     def _wants(ticket: Ticket, able: frozenset[str]) -> bool:
@@ -132,6 +150,7 @@ class Tickets:
     def forget(self, model: ModelKey) -> None:
         """Nobody waits for the model any more."""
         self._able.pop(model, None)
+        self._looked_s.pop(model, None)
 
     def _leave(self, ticket: Ticket, line: Line[Ticket], nodes: set[str]) -> None:
         for node_id in nodes - ticket.left_at:
