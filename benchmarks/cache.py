@@ -98,6 +98,9 @@ def main() -> int:
         ],
     )
     _print_requests(args)
+    if args.quick:
+        print("\nnot judged: so few videos say little")
+        return 0
     met = statistics.mean(each.saved for each in found[TARGET_CASE]) >= TARGET_SAVED
     print(f"\ntarget: {TARGET_SAVED:.0%} of the bytes saved; {'met' if met else 'MISSED'}")
     return 0 if met else 1
@@ -115,7 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reads", type=int, default=7_500)
     parser.add_argument("--workloads", type=int, default=3)
     parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--quick", action="store_true", help="a tenth of it")
+    parser.add_argument("--quick", action="store_true", help="a tenth of it, not judged")
     args = parser.parse_args()
     if args.quick:
         args.reads, args.requests, args.videos = 1_500, 2_000, 100
