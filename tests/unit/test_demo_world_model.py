@@ -13,6 +13,15 @@ from tools.demo_model.tokenizer import MAX_TOKENS, build_tokenizer
 from tools.demo_model.world import all_scenes
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    # Beside other load two threads wait for one another most of the time.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def test_whole_clip_passes_equal_the_chunked_ones():
     torch.manual_seed(0)
     vae = build_autoencoder()
