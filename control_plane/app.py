@@ -33,6 +33,7 @@ from control_plane.health.canary import GrpcCanaryRunner
 from control_plane.health.probe import GrpcProber
 from control_plane.health.watch import HealthWatch
 from control_plane.history import HistoryKeeper
+from control_plane.jobs.ledger import Ledger
 from control_plane.jobs.part import make_jobs
 from control_plane.jobs.service import SERVICE_NAME as JOB_SERVICE_NAME
 from control_plane.jobs.service import JobService
@@ -226,6 +227,23 @@ async def build_app(
             lease_ttl_s=config.lease_ttl_s,
             heartbeat_s=config.fleet.heartbeat_s,
         )
+        ledger = Ledger(store=store, keys=keys)
+        quotas = make_quotas(
+            config.quotas,
+            region=config.region,
+            store=store,
+            writer=writer,
+            keys=keys,
+            global_store=global_store,
+            global_writer=regions.writer,
+            global_keys=global_keys,
+            policies=regions.tenants,
+            ledger=ledger,
+            live_tenants=lambda: jobs.live.tenants(),
+            regions=regions.book.summarized,
+            clock=clock,
+            observe=metrics.count_quota_call,
+        )
         jobs = make_jobs(
             store=store,
             writer=writer,
@@ -234,19 +252,13 @@ async def build_app(
             clock=clock,
             heartbeat_s=config.fleet.heartbeat_s,
             policies=regions.tenants,
+            ledger=ledger,
+            totals=quotas.jobs,
             supersede=regions.book.supersede,
             observe=metrics.count_job_call,
         )
         batches = BatchRecordService(
             book=BatchBook(store=store, writer=writer, keys=keys), observe=metrics.count_job_call
-        )
-        quotas = make_quotas(
-            config.quotas,
-            store=store,
-            writer=writer,
-            keys=keys,
-            clock=clock,
-            observe=metrics.count_quota_call,
         )
         service = ControlPlaneService(
             nodes=nodes, gateways=gateways, watchers=watchers, regions=regions.watchers
@@ -285,7 +297,9 @@ async def build_app(
                 ),
                 revocations=regions.revocations,
                 tenants=regions.tenants,
-                usage=UsageReport(store=store, keys=keys, region=config.region, clock=clock),
+                usage=UsageReport(
+                    store=store, keys=keys, region=config.region, quotas=quotas, clock=clock
+                ),
                 registry=regions.registry,
                 regions=regions.book,
             )
@@ -317,6 +331,8 @@ async def build_app(
         scope.spawn(sweep.run(), name="model sweep")
         await stack.enter_async_context(campaigning(election, scope))
         scope.spawn(election.lead(histories.keep, name="histories"), name="histories")
+        for name, tier in quotas.duties.items():
+            scope.spawn(election.lead(tier.keep, name=name), name=name)
         spent = SpentSweep(store=store, keys=keys, clock=clock)
         scope.spawn(election.lead(spent.keep, name="spent sweep"), name="spent sweep")
         ready = asyncio.Event()
@@ -331,7 +347,7 @@ async def build_app(
             (store, keys.desired_states, desired.apply),
             (store, keys.live_jobs, jobs.live.apply),
             (store, keys.owned_things, jobs.others.apply),
-            (store, keys.quotas.base, quotas.gateways.view.apply),
+            *quotas.followed,
             (global_store, global_keys.regions, regions.book.apply),
             (global_store, global_keys.revocations, regions.revocations.apply),
             (global_store, global_keys.tenants, regions.tenants.apply),

@@ -30,6 +30,9 @@
     <prefix>/<region>/quotas/shares/<digest>/<gateway id>
                                                   QuotaShare, by tenant, under the gateway's
                                                   lease
+    <prefix>/<region>/quotas-of-region/<rates or jobs>/{lease,parts/<digest>}
+                                                  RegionLease and QuotaShare: the region's own
+                                                  parts, written by its leader
     <prefix>/<region>/desired/<node id>           DesiredNodeState, under no lease
     <prefix>/<region>/departed/<node id>          NodeRecord of a node that is gone, with why;
                                                   under no lease, removed when it is back
@@ -42,6 +45,9 @@ In the global store, which may be the same etcd:
     <prefix>/global/regions/summaries/<region>/<replica id>
                                                   RegionSummary, under the replica's lease
     <prefix>/global/regions/policies/<region>     RegionPolicy, under no lease
+    <prefix>/global/quotas/<rates or jobs>/{slots/<region>,shares/<digest>/<region>}
+                                                  as those of gateways; of rates under the
+                                                  region's lease, of jobs under none
     <prefix>/global/tenants/<digest>              TenantPolicy, under no lease
     <prefix>/global/models/versions/<name>/<version>
                                                   RegisteredModel, under no lease
@@ -81,6 +87,18 @@ class ShareKeys:
         return self.tenant_prefix(tenant) + holder
 
 
+class RegionPartKeys:
+    """The keys of a region's own parts."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.lease = base + "lease"
+
+    def part(self, tenant: str) -> str:
+        """The region's part of a tenant."""
+        return f"{self.base}parts/{_digest(tenant)}"
+
+
 class Keys:
     """The keys of one region."""
 
@@ -92,6 +110,8 @@ class Keys:
         self.gateways = self.fleet + "gateways/"
         self.desired_states = base + "desired/"
         self.quotas = ShareKeys(base + "quotas/")
+        self.region_rates = RegionPartKeys(base + "quotas-of-region/rates/")
+        self.region_jobs = RegionPartKeys(base + "quotas-of-region/jobs/")
         jobs = base + "jobs/"
         self.job_records = jobs + "records/"
         self.live_jobs = jobs + "live/"
@@ -207,6 +227,8 @@ class GlobalKeys:
         self.superseded_jobs = self.regions + "superseded/"
         self.revocations = base + "revocations/"
         self.tenants = base + "tenants/"
+        self.rates = ShareKeys(base + "quotas/rates/")
+        self.jobs = ShareKeys(base + "quotas/jobs/")
         self.registry = base + "models/"
         self.model_versions = self.registry + "versions/"
         self.prefetches = self.registry + "prefetches/"

@@ -29,6 +29,7 @@ from control_plane.jobs.records import (
 from control_plane.jobs.webhooks import WebhookBook, webhook_put
 from control_plane.keys import Keys
 from control_plane.passing import PassingKeys
+from control_plane.quotas.totals import Totals, Whole
 from control_plane.store.port import (
     Compare,
     Delete,
@@ -49,16 +50,35 @@ UNLIMITED: Final = Limits()
 
 
 class JobBook:
-    """Creates, claims, updates, lists and deletes records."""
+    """Creates, claims, updates, lists and deletes records.
 
-    def __init__(self, *, store: Store, writer: FencedWriter, keys: Keys, clock: Clock) -> None:
+    Args:
+        ledger: What tenants have.
+        totals: What the region may have of their limits; the whole by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        writer: FencedWriter,
+        keys: Keys,
+        clock: Clock,
+        ledger: Ledger | None = None,
+        totals: Totals | None = None,
+    ) -> None:
         self._store = store
         self._passing = PassingKeys(store=store, writer=writer, clock=clock)
         self._writer = writer
         self._keys = keys
-        self.ledger = Ledger(store=store, keys=keys)
+        self.ledger = ledger or Ledger(store=store, keys=keys)
         self._creator = JobCreator(
-            store=store, writer=writer, keys=keys, ledger=self.ledger, clock=clock
+            store=store,
+            writer=writer,
+            keys=keys,
+            ledger=self.ledger,
+            totals=totals or Whole(),
+            clock=clock,
         )
         self._charges = Locks()
         self.webhooks = WebhookBook(store=store, writer=writer, keys=keys)

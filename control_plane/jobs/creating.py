@@ -12,10 +12,10 @@ from typing import Final
 
 from reelmesh.v1 import job_service_pb2 as pb
 
-from control_plane.errors import SupersededError
+from control_plane.errors import ControlPlaneError, NotReadyError, SupersededError
 from control_plane.jobs.assignments import KeyElsewhere, region_in
 from control_plane.jobs.ledger import Ledger, Locks
-from control_plane.jobs.quota import Limits, day_of, refusal
+from control_plane.jobs.quota import Limits, Usage, day_of, refusal
 from control_plane.jobs.records import (
     decode,
     encode,
@@ -27,6 +27,7 @@ from control_plane.jobs.records import (
 )
 from control_plane.jobs.webhooks import webhook_put
 from control_plane.keys import Keys
+from control_plane.quotas.totals import Totals
 from control_plane.store.port import (
     Compare,
     Get,
@@ -110,8 +111,16 @@ class JobCreator:
     """Creates records."""
 
     def __init__(
-        self, *, store: Store, writer: FencedWriter, keys: Keys, ledger: Ledger, clock: Clock
+        self,
+        *,
+        store: Store,
+        writer: FencedWriter,
+        keys: Keys,
+        ledger: Ledger,
+        totals: Totals,
+        clock: Clock,
     ) -> None:
+        self._totals = totals
         self._store = store
         self._writer = writer
         self._keys = keys
@@ -142,6 +151,8 @@ class JobCreator:
                 answer = await self._found(creation, result.gets)
                 if answer is not None:
                     return answer
+                if not limits.none:
+                    await self._totals.refresh(record.tenant)
         job_id = record.video.id
         raise SupersededError(f"job {job_id} is written by others all the time; ask again")
 
@@ -169,16 +180,25 @@ class JobCreator:
             record.reservation.day or day_of(self._clock.wall()),
             with_gpu=limits.gpu_seconds_per_day is not None,
         )
-        refused = refusal(limits, usage, record.reservation, now_s=self._clock.wall())
+        refused = self._refusal(record, limits, usage)
         if refused is None:
             prefix = self._keys.tenants_live_jobs(record.tenant)
-            return None, [none_created_since(prefix, usage.revision)]
+            fence = self._totals.fence(record.tenant)
+            return None, [none_created_since(prefix, usage.revision), *fence]
         # A repeated call finds its own job, however full it is meanwhile.
         found = await self._store.txn([], creation.reads)
         answer = await self._found(creation, found.gets)
         if answer is None:
             raise refused
         return answer, []
+
+    def _refusal(
+        self, record: pb.JobRecord, limits: Limits, usage: Usage
+    ) -> ControlPlaneError | None:
+        part = self._totals.of(record.tenant)
+        if part <= 0:
+            return NotReadyError("this region has no part of the tenants' limits yet")
+        return refusal(limits, usage, record.reservation, now_s=self._clock.wall(), part=part)
 
     async def _found(self, creation: _Creation, gets: tuple[KeyValue | None, ...]) -> Answer | None:
         """The answer that the store's own reads hold; None: nothing stands in the way."""

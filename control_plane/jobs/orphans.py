@@ -107,6 +107,10 @@ class LiveJobs:
         """The live jobs of each owner."""
         return self._owners
 
+    def tenants(self) -> set[str]:
+        """Those that have a live job."""
+        return {record.tenant for jobs in self._owners.values() for record in jobs.values()}
+
     def apply(self, change: MirrorChange) -> None:
         """Takes a change of the store over."""
         if change.kind is ChangeKind.SNAPSHOT:

@@ -71,19 +71,42 @@ class Usage:
         return self.reserved_gpu_seconds + sum(self.spent_gpu_seconds.values())
 
 
+def part_of(limits: Limits, part: float) -> Limits:
+    """The limits of a region that has a part of them; of jobs whole ones alone."""
+    jobs, seconds = limits.concurrent_jobs, limits.gpu_seconds_per_day
+    return Limits(
+        concurrent_jobs=None if jobs is None else math.floor(jobs * part + _SLACK),
+        gpu_seconds_per_day=None if seconds is None else seconds * part,
+    )
+
+
 def refusal(
-    limits: Limits, usage: Usage, reservation: pb.QuotaReservation, *, now_s: float
+    limits: Limits,
+    usage: Usage,
+    reservation: pb.QuotaReservation,
+    *,
+    now_s: float,
+    part: float = 1.0,
 ) -> ControlPlaneError | None:
-    """Why one more job with that reservation does not fit, None where it does."""
-    most_jobs, most_s = limits.concurrent_jobs, limits.gpu_seconds_per_day
+    """Why one more job with that reservation does not fit, None where it does.
+
+    Args:
+        limits: The tenant's.
+        usage: What it has here.
+        reservation: Of the job.
+        now_s: The time.
+        part: What there is of the limits here.
+    """
     asked_s = reservation.gpu_seconds
-    if most_jobs == 0:
+    if limits.concurrent_jobs == 0:
         return QuotaTooSmallError("this tenant may have no videos made")
-    if most_s is not None and asked_s > most_s + _SLACK:
+    if limits.gpu_seconds_per_day is not None and asked_s > limits.gpu_seconds_per_day + _SLACK:
         return QuotaTooSmallError(
             f"this video is predicted to take {asked_s:.1f} GPU-seconds, more than the "
-            f"{most_s:g} that the tenant has a day"
+            f"{limits.gpu_seconds_per_day:g} that the tenant has a day"
         )
+    here = part_of(limits, part)
+    most_jobs, most_s = here.concurrent_jobs, here.gpu_seconds_per_day
     if most_s is not None and usage.gpu_seconds + asked_s > most_s + _SLACK:
         left_s = max(most_s - usage.gpu_seconds, 0.0)
         return GpuSecondsError(
@@ -93,8 +116,9 @@ def refusal(
         )
     if most_jobs is not None and usage.live_jobs >= most_jobs:
         return ConcurrentJobsError(
-            f"{usage.live_jobs} videos of the tenant run or wait, and it may have {most_jobs}",
-            retry_after_s=min(max(asked_s / most_jobs, 1.0), _MAX_JOB_WAIT_S),
+            f"{usage.live_jobs} videos of the tenant run or wait, and it may have {most_jobs}"
+            f"{'' if part >= 1 else ' in this region'}",
+            retry_after_s=min(max(asked_s / max(most_jobs, 1), 1.0), _MAX_JOB_WAIT_S),
         )
     return None
 

@@ -11,7 +11,7 @@ would write down less than the holder goes by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ from control_plane.errors import LeaseNotFoundError, SupersededError
 from control_plane.jobs.ledger import Locks
 from control_plane.keys import ShareKeys
 from control_plane.quotas.shares import Grant, Holding, grant, has_room
+from control_plane.quotas.totals import Totals
 from control_plane.quotas.view import Place, ShareView, read_view
 from control_plane.store.port import Delete, Op, Put, Store, none_written_since, present, unchanged
 from control_plane.store.writer import FencedWriter
@@ -76,10 +77,10 @@ class ShareBook:
     """One tier's parts; :attr:`view` is to be followed.
 
     Args:
-        ttl_s: Of holders' leases.
+        ttl_s: Of holders' leases; None: a part is the holder's until it gives it back.
         safe: The safe part of each holder with a place.
         most_holders: That may have one.
-        total: Of a tenant, what all holders may have together.
+        totals: What all holders may have together.
     """
 
     def __init__(
@@ -89,10 +90,10 @@ class ShareBook:
         writer: FencedWriter,
         keys: ShareKeys,
         clock: Clock,
-        ttl_s: float,
+        ttl_s: float | None,
         safe: float,
         most_holders: int,
-        total: Callable[[str], float],
+        totals: Totals,
     ) -> None:
         self.view = ShareView(keys)
         self.safe = safe
@@ -102,7 +103,9 @@ class ShareBook:
         self._keys = keys
         self._clock = clock
         self._ttl_s = ttl_s
-        self._total = total
+        # Without leases nothing is given to others that was not given back.
+        self._place_for_s = SAFE_FOR_S if ttl_s is not None else float("inf")
+        self._totals = totals
         self._turns = Locks()
 
     async def lease(
@@ -129,16 +132,17 @@ class ShareBook:
         """
         async with self._turns.of(holder):
             lease_id, ttl_s = await self._renewed(lease_id)
+            ttl_s = min(ttl_s, self._totals.holds_for_s() or ttl_s)
             view = self.view if self.view.revision else await self._read()
             place, view = await self._placed(holder, number, view)
-            if place.pending:
+            if place.pending or self._totals.of("") <= 0:
                 return Leased({}, lease_id, ttl_s, 0.0)
             if dropped:
                 place, view = await self._drop(holder, number, dropped, view)
             parts = {
                 ask.tenant: await self._part(holder, number, lease_id, ask, view) for ask in asks
             }
-            left_s = place.renewed_at_s + SAFE_FOR_S - self._clock.wall()
+            left_s = place.renewed_at_s + self._place_for_s - self._clock.wall()
             return Leased(parts, lease_id, ttl_s, max(left_s, 0.0))
 
     async def release(self, holder: str, *, number: int, lease_id: int) -> None:
@@ -156,10 +160,18 @@ class ShareBook:
             if lease_id:
                 await self._store.revoke(lease_id)
 
+    async def read(self, store: Store) -> ShareView:
+        """The tier as it stands now.
+
+        Raises:
+            StoreError: The store is away.
+        """
+        return await read_view(store, self._keys)
+
     def places(self, view: ShareView) -> dict[str, Place]:
         """Those that count: whoever has one, and as many of those who wait as there is room for."""
         now_s = self._clock.wall()
-        live = {name: place for name, place in view.places.items() if _lives(place, now_s)}
+        live = {name: place for name, place in view.places.items() if self._lives(place, now_s)}
         having = {name: place for name, place in live.items() if not place.pending}
         room = self.most_holders - len(having)
         waiting = sorted((p.number, name) for name, p in live.items() if p.pending)
@@ -175,7 +187,7 @@ class ShareBook:
             place = view.places.get(holder)
             if place is not None and number <= place.number:
                 raise SupersededError(f"a later call of {holder} was answered already")
-            having = place is not None and _lives(place, now_s) and not place.pending
+            having = place is not None and self._lives(place, now_s) and not place.pending
             if place is not None and having and now_s - place.renewed_at_s < RENEW_PLACE_S:
                 return place, view
             pending = not having and not self._has_room(holder, view)
@@ -207,12 +219,12 @@ class ShareBook:
             )
             return False
         return all(
-            has_room(self._total(tenant), holdings, others, self.safe)
+            has_room(self._totals.of(tenant), holdings, others, self.safe)
             for tenant, holdings in view.tenants()
         )
 
     def _over(self, view: ShareView, now_s: float, *, but: str) -> list[Op]:
-        over = [n for n, p in view.places.items() if n != but and not _lives(p, now_s)]
+        over = [n for n, p in view.places.items() if n != but and not self._lives(p, now_s)]
         return [Delete(self._keys.slot(name)) for name in over[:_MAX_DELETES]]
 
     async def _drop(
@@ -245,7 +257,7 @@ class ShareBook:
             if number <= own.number:
                 raise SupersededError(f"a later call of {holder} was answered already")
             granted = grant(
-                self._total(ask.tenant),
+                self._totals.of(ask.tenant),
                 me=holder,
                 held=ask.held,
                 demand=ask.demand,
@@ -264,6 +276,7 @@ class ShareBook:
                     none_written_since(self._keys.slots, view.revision),
                     # Its place may have been given up: what goes is not newly written.
                     present(self._keys.slot(holder)),
+                    *self._totals.fence(ask.tenant),
                 ],
                 [
                     Put(
@@ -276,9 +289,14 @@ class ShareBook:
             if result.succeeded:
                 return Part(granted.part, fresh=not holdings)
             view = await self._read(ask.tenant)
+            await self._totals.refresh(ask.tenant)
             if holder not in view.places:
                 raise SupersededError(f"the place of {holder} was given up meanwhile")
         raise SupersededError("the parts of a tenant change all the time; ask again")
+
+    def _lives(self, place: Place, now_s: float) -> bool:
+        lasts_s = PENDING_FOR_S if place.pending else self._place_for_s + SKEW_S
+        return now_s - place.renewed_at_s < lasts_s
 
     # --- the store ---
 
@@ -286,6 +304,8 @@ class ShareBook:
         return await read_view(self._store, self._keys, tenant)
 
     async def _renewed(self, lease_id: int) -> tuple[int, float]:
+        if self._ttl_s is None:
+            return 0, float("inf")
         if lease_id:
             try:
                 return lease_id, await self._store.keep_alive(lease_id)
@@ -293,11 +313,6 @@ class ShareBook:
                 _log.info("a holder's lease ran out")
         granted = await self._store.grant(self._ttl_s)
         return granted.lease_id, granted.granted_s
-
-
-def _lives(place: Place, now_s: float) -> bool:
-    lasts_s = PENDING_FOR_S if place.pending else SAFE_FOR_S + SKEW_S
-    return now_s - place.renewed_at_s < lasts_s
 
 
 def _is_news(own: Holding, ask: Ask, granted: Grant) -> bool:

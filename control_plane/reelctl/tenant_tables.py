@@ -53,7 +53,8 @@ def policy_table(policy: tenant_pb2.TenantPolicy, *, now_s: float) -> Table:
 
 def usage_table(usages: Sequence[op.TenantUsage], policy: tenant_pb2.TenantPolicy) -> Table:
     """What a tenant has at each gateway, in all, and may have; "-": any number."""
-    table = plain_table("REGION", "GATEWAY", ">JOBS", ">GPU-S RESERVED", ">GPU-S SPENT TODAY")
+    columns = (">PART OF RATE", ">JOBS", ">GPU-S RESERVED", ">GPU-S SPENT TODAY")
+    table = plain_table("REGION", "GATEWAY", *columns)
     jobs, reserved_s, spent_s = 0, 0.0, 0.0
     for usage in usages:
         for gateway in usage.gateways:
@@ -63,17 +64,27 @@ def usage_table(usages: Sequence[op.TenantUsage], policy: tenant_pb2.TenantPolic
             table.add_row(
                 Text(usage.region),
                 Text(gateway.gateway_id),
+                f"{gateway.rate_part:.2f}" if gateway.rate_part else "-",
                 str(gateway.live_jobs),
                 f"{gateway.reserved_gpu_seconds:.1f}",
                 f"{gateway.spent_gpu_seconds:.1f}",
             )
-    table.add_row("all", "", str(jobs), f"{reserved_s:.1f}", f"{spent_s:.1f}")
+        table.add_row(Text(usage.region), Text("may have"), *_parts(usage))
+    table.add_row("all", "", "", str(jobs), f"{reserved_s:.1f}", f"{spent_s:.1f}")
     limits = limits_of(policy)
     table.add_row(
         "limit",
         "",
+        f"{limit_words(limits['requests_per_second'])}/s",
         limit_words(limits["concurrent_jobs"]),
         "",
         limit_words(limits["gpu_seconds_per_day"]),
     )
     return table
+
+
+def _parts(usage: op.TenantUsage) -> tuple[str, str, str, str]:
+    """What a region may have of the limits, and how it comes by that."""
+    rate = f"{usage.rate_part:.2f}{' (safe)' if usage.is_safe else ''}"
+    jobs = f"{usage.jobs_part:.0%}"
+    return rate, jobs, "", jobs

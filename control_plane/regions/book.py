@@ -64,6 +64,10 @@ class RegionBook:
         """Every region that has a summary or a policy, by name."""
         return [self.view(name) for name in sorted(self._summaries.keys() | self._policies.keys())]
 
+    def summarized(self) -> list[str]:
+        """Those that have a summary: their control planes live."""
+        return list(self._summaries)
+
     def view(self, region: str) -> region_pb2.RegionView:
         """One region; without a summary where nothing is known of it."""
         return region_pb2.RegionView(

@@ -26,6 +26,8 @@ class RegionsPart:
     book: RegionBook
     revocations: RevocationBook
     tenants: TenantBook
+    writer: FencedWriter
+    """On the global store."""
     registry: ModelRegistry
     publisher: SummaryPublisher
     watchers: RegionWatchers
@@ -66,6 +68,7 @@ def make_regions(
         book=book,
         revocations=revocations,
         tenants=tenants,
+        writer=writer,
         registry=registry,
         publisher=publisher,
         watchers=RegionWatchers(

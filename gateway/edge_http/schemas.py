@@ -89,6 +89,7 @@ _PROBLEM: Final = _object(
         "instance": _TEXT,
         "code": {**_TEXT, "description": "Stable; what a program looks at."},
         "retryable": {"type": "boolean"},
+        "quota": {**_TEXT, "description": "Which of the tenant's limits is used up."},
         "errors": {
             "type": "array",
             "items": _object(
@@ -109,7 +110,7 @@ _PROBLEM: Final = _object(
             about="As OpenAI's clients read it.",
         ),
     },
-    optional=("errors",),
+    optional=("errors", "quota"),
     about="RFC 9457 problem details.",
 )
 

@@ -159,8 +159,9 @@ async def test_operators_see_use_beside_limits(region, tmp_path, capfd):
     arguments = ["tenant", "usage", "acme", "--mesh", str(tmp_path)]
     assert await asyncio.to_thread(reelctl, arguments) == 0
     rows = [line.split() for line in capfd.readouterr().out.splitlines() if "[info" not in line]
-    assert ["ap", "a", "1", f"{reserved_s:.1f}", "0.0"] in rows
-    assert ["limit", "4", "3600"] in rows
+    assert ["ap", "a", "-", "1", f"{reserved_s:.1f}", "0.0"] in rows
+    assert ["ap", "may", "have", "1.00", "100%", "100%"] in rows
+    assert ["limit", "-/s", "4", "3600"] in rows
     assert await asyncio.to_thread(reelctl, [*arguments, "-o", "json"]) == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if "[info" not in line]
     document = json.loads("\n".join(lines))

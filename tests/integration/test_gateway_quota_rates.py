@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(120)
 
 # Of which nothing is brought back while a test runs.
 SLOW = 0.001
-QUOTAS = {"share_ttl_s": 2, "max_gateways": 4}
+QUOTAS = {"share_ttl_s": 2, "max_gateways": 4, "safe_percent": 100}
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from control_plane.errors import ControlPlaneError, OutcomeUnknownError
 from control_plane.keys import ShareKeys
 from control_plane.quotas.book import SAFE_FOR_S, Ask, ShareBook
 from control_plane.quotas.shares import NEAR, Holding, grant, has_room, targets
+from control_plane.quotas.totals import Whole
 from control_plane.quotas.view import read_view
 from control_plane.store.memory import MemoryStore
 from control_plane.store.writer import FencedWriter
@@ -141,7 +142,7 @@ class Mesh:
             ttl_s=TTL_S,
             safe=1 / PLACES,
             most_holders=PLACES,
-            total=lambda _tenant: 1.0,
+            totals=Whole(),
         )
         book.lossy = lossy
         return book

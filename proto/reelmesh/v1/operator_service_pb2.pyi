@@ -724,10 +724,20 @@ class TenantUsage(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     DAY_FIELD_NUMBER: _builtins.int
     GATEWAYS_FIELD_NUMBER: _builtins.int
+    RATE_PART_FIELD_NUMBER: _builtins.int
+    JOBS_PART_FIELD_NUMBER: _builtins.int
+    IS_SAFE_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     region: _builtins.str
     day: _builtins.str
     """The day in UTC of the figures, as 2026-11-25."""
+    rate_part: _builtins.float
+    """What the region may go by of the rate and of waiting videos, and of limits on jobs, in
+    parts of the whole.
+    """
+    jobs_part: _builtins.float
+    is_safe: _builtins.bool
+    """It goes by its safe part: the global etcd is away."""
     @_builtins.property
     def gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantGatewayUsage]:
         """By gateway, those that have something alone."""
@@ -739,10 +749,13 @@ class TenantUsage(_message.Message):
         region: _builtins.str = ...,
         day: _builtins.str = ...,
         gateways: _abc.Iterable[Global___TenantGatewayUsage] | None = ...,
+        rate_part: _builtins.float = ...,
+        jobs_part: _builtins.float = ...,
+        is_safe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "gateways", b"gateways", "region", b"region", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["day", b"day", "gateways", b"gateways", "is_safe", b"is_safe", "jobs_part", b"jobs_part", "rate_part", b"rate_part", "region", b"region", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -756,6 +769,7 @@ class TenantGatewayUsage(_message.Message):
     LIVE_JOBS_FIELD_NUMBER: _builtins.int
     RESERVED_GPU_SECONDS_FIELD_NUMBER: _builtins.int
     SPENT_GPU_SECONDS_FIELD_NUMBER: _builtins.int
+    RATE_PART_FIELD_NUMBER: _builtins.int
     gateway_id: _builtins.str
     live_jobs: _builtins.int
     """Its videos that run or wait."""
@@ -763,6 +777,8 @@ class TenantGatewayUsage(_message.Message):
     """What these have reserved of the day."""
     spent_gpu_seconds: _builtins.float
     """What its videos that ended took of it."""
+    rate_part: _builtins.float
+    """Its part of the rate and of waiting videos; 0: its safe part, or none."""
     def __init__(
         self,
         *,
@@ -770,10 +786,11 @@ class TenantGatewayUsage(_message.Message):
         live_jobs: _builtins.int = ...,
         reserved_gpu_seconds: _builtins.float = ...,
         spent_gpu_seconds: _builtins.float = ...,
+        rate_part: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "live_jobs", b"live_jobs", "reserved_gpu_seconds", b"reserved_gpu_seconds", "spent_gpu_seconds", b"spent_gpu_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_id", b"gateway_id", "live_jobs", b"live_jobs", "rate_part", b"rate_part", "reserved_gpu_seconds", b"reserved_gpu_seconds", "spent_gpu_seconds", b"spent_gpu_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -250,3 +250,35 @@ class QuotaSlot(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QuotaSlot: _TypeAlias = QuotaSlot  # noqa: Y015
+
+@_typing.final
+class RegionLease(_message.Message):
+    """Until when a region goes by the parts that its leader wrote down; kept in its own store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    VALID_UNTIL_FIELD_NUMBER: _builtins.int
+    SAFE_UNTIL_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.int
+    """In the global store; 0: none."""
+    @_builtins.property
+    def valid_until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def safe_until(self) -> _timestamp_pb2.Timestamp:
+        """And until when by its safe part. Unset: it has no place among the regions."""
+
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.int = ...,
+        valid_until: _timestamp_pb2.Timestamp | None = ...,
+        safe_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["safe_until", b"safe_until", "valid_until", b"valid_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id", "safe_until", b"safe_until", "valid_until", b"valid_until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegionLease: _TypeAlias = RegionLease  # noqa: Y015
