@@ -116,7 +116,7 @@ def refusal(
         )
     if most_jobs is not None and usage.live_jobs >= most_jobs:
         return ConcurrentJobsError(
-            f"{usage.live_jobs} videos of the tenant run or wait, and it may have {most_jobs}"
+            f"{usage.live_jobs} of the tenant's videos run or wait, and it may have {most_jobs}"
             f"{'' if part >= 1 else ' in this region'}",
             retry_after_s=min(max(asked_s / max(most_jobs, 1), 1.0), _MAX_JOB_WAIT_S),
         )

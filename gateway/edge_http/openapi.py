@@ -285,7 +285,7 @@ def _open(name: str, summary: str, ok: Json | None, *others: str) -> Json:
 
 
 def _with_cache_status(operation: Json) -> Json:
-    operation["responses"]["200"]["headers"] = {"Cache-Status": _CACHE_STATUS}
+    operation["responses"]["200"]["headers"]["Cache-Status"] = _CACHE_STATUS
     return operation
 
 

@@ -9,7 +9,7 @@ Json = dict[str, Any]
 PROBLEMS: Final = {
     "400": "The request breaks a rule; `errors` names each field and the nearest valid values.",
     "401": "There is no token, or it does not hold.",
-    "403": "The token lacks the scope.",
+    "403": "The token lacks the scope, or the tenant's quota is too small for this.",
     "404": "There is no such video, model or route of this tenant.",
     "409": "The video is not finished, or has ended without content.",
     "413": "The body is too large.",
@@ -18,7 +18,8 @@ PROBLEMS: Final = {
     "421": "The video lives in another region, which this gateway does not know.",
     "422": "The idempotency key was used with another request.",
     "500": "What is stored is damaged, or no picture can be made of it; a retry does not help.",
-    "429": "A limit is reached; Retry-After says when to come back.",
+    "429": "A limit of the tenant (`quota` names it) or of the region is reached; Retry-After says "
+    "when to come back.",
     "503": "The region cannot serve now; Retry-After says when to come back.",
 }
 ALWAYS: Final = ("401", "403", "429", "503")
@@ -28,6 +29,19 @@ KEY: Final = (
     "Of the caller's own choosing, for a request that may be repeated: 1 to 128 visible ASCII "
     "characters. It belongs to the tenant."
 )
+
+
+_RATES: Final[Json] = {
+    name: {"description": f"{about} Sent to tenants with a rate.", "schema": {"type": "string"}}
+    for name, about in (
+        ("RateLimit-Policy", "Requests that may come at once (q), and seconds for as many (w)."),
+        ("RateLimit", "Requests that are left at this gateway (r), and seconds to all (t)."),
+    )
+}
+_RETRY_AFTER: Final[Json] = {
+    "description": "Seconds until a retry can help.",
+    "schema": {"type": "integer"},
+}
 
 
 def operation_of(
@@ -42,6 +56,7 @@ def operation_of(
 ) -> Json:
     """One route; what every route may answer is added."""
     answers: dict[str, Json] = {"200": {"description": "Done."}}
+    answers["200"]["headers"] = dict(_RATES)
     if ok is not None:
         answers["200"]["content"] = {"application/json": {"schema": ok}}
     for status in sorted({*errors, *ALWAYS}):
@@ -49,6 +64,7 @@ def operation_of(
             "description": PROBLEMS[status],
             "content": {"application/problem+json": {"schema": ref("Problem")}},
         }
+    answers["429"]["headers"] = {**_RATES, "Retry-After": _RETRY_AFTER}
     operation: Json = {
         "operationId": name,
         "summary": summary,

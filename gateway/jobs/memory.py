@@ -218,7 +218,7 @@ class MemoryJobStore:
                 raise QuotaTooSmall("this tenant may have no videos made")
             if len(live) >= policy.concurrent_jobs:
                 raise ConcurrentJobsQuota(
-                    f"{len(live)} videos of the tenant run or wait, and it may have "
+                    f"{len(live)} of the tenant's videos run or wait, and it may have "
                     f"{policy.concurrent_jobs}",
                     retry_after_s=1.0,
                     tenant=record.tenant,

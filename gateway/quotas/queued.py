@@ -82,7 +82,7 @@ class QueuedJobs:
                 retry_after_s=_RETRY_UNKNOWN_S,
             )
         raise QueuedJobsQuota(
-            f"{have} videos of the tenant wait here, of {limit} that may wait at all gateways",
+            f"{have} of the tenant's videos wait here, of {limit} that may wait at all gateways",
             retry_after_s=max(wait_s, 1.0),
             tenant=tenant,
         )

@@ -66,7 +66,7 @@ async def test_jobs_at_once_are_bounded_and_an_end_makes_room(book):
     limits = Limits(concurrent_jobs=2)
     await book.create(job(1), limits=limits)
     await book.create(job(2), limits=limits)
-    with pytest.raises(ConcurrentJobsError, match="2 videos of the tenant") as raised:
+    with pytest.raises(ConcurrentJobsError, match="2 of the tenant's videos") as raised:
         await book.create(job(3), limits=limits)
     assert raised.value.retry_after_s >= 1
     # Its own call again is no other job.

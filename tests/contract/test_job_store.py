@@ -291,7 +291,7 @@ async def test_a_tenants_jobs_at_once_are_bounded(stores):
     async with stores(Limits(concurrent_jobs=2)) as store:
         await store.create(job("ap-1"))
         await store.create(job("ap-2", key="k"))
-        with pytest.raises(ConcurrentJobsQuota, match="2 videos of the tenant") as raised:
+        with pytest.raises(ConcurrentJobsQuota, match="2 of the tenant's videos") as raised:
             await store.create(job("ap-3"))
         assert raised.value.retry_after_s >= 1
         assert raised.value.tenant == "acme"
