@@ -54,7 +54,7 @@ class CreateRequest:
         for name, value in fields.items():
             field = FIELDS.get(name)
             if field is None:
-                violations.append(unknown_field(name))
+                violations.append(unknown_field(name, first=not violations))
                 continue
             if value is None:
                 # OpenAI's clients write null for what is left to the default.

@@ -150,8 +150,11 @@ class OutsideField(WrongValue):
         self.value = value
 
 
-def unknown_field(name: str) -> FieldViolation:
-    """The violation of a field that does not exist, with the names closest to it."""
+def unknown_field(name: str, *, first: bool = True) -> FieldViolation:
+    """The violation of a field that does not exist, with the names closest to it.
+
+    The first of an answer tells all names where none is close; its others need not.
+    """
     # A form has the members of OpenAI's reference object in brackets: input_reference[file_id].
     if name.partition("[")[0] == "input_reference":
         return FieldViolation(
@@ -162,7 +165,7 @@ def unknown_field(name: str) -> FieldViolation:
     if habit is not None:
         nearest = [habit, *(n for n in nearest if n != habit)]
     shown = name if len(name) <= 64 else name[:64] + "..."
-    hint = "" if nearest else f"; known are {', '.join(FIELDS)}"
+    hint = "" if nearest or not first else f"; known are {', '.join(FIELDS)}"
     return FieldViolation(printable(shown), "is not a field of this request" + hint, tuple(nearest))
 
 

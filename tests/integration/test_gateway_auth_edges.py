@@ -25,8 +25,8 @@ async def edges(tmp_path):
         yield found
 
 
-async def http_status(edges, method, path, headers):
-    async with edges.http.request(method, path, headers=headers) as answer:
+async def http_status(edges, method, path, headers, **request):
+    async with edges.http.request(method, path, headers=headers, **request) as answer:
         problem = await answer.json(content_type="application/problem+json")
         return answer.status, problem["code"], answer.headers
 
@@ -65,7 +65,7 @@ def bad_tokens(edges):
 
 @pytest.mark.parametrize(("method", "template"), GUARDED_ROUTES)
 async def test_no_route_opens_without_a_token(edges, method, template):
-    path = template.format(video_id="ap-x", name="any")
+    path = template.format(video_id="ap-x", batch_id="batch_ap-x", name="any")
     status, code, headers = await http_status(edges, method, path, {})
     assert (status, code) == (401, "missing_token")
     assert headers["WWW-Authenticate"] == 'Bearer realm="reelmesh"'
@@ -81,7 +81,7 @@ async def test_no_rpc_opens_without_a_token(edges, rpc):
 async def test_no_route_opens_without_its_scope(edges, method, template):
     needed = ACCESS[f"{method} {template}"].value
     others = " ".join({"video:generate", "video:read", "fleet:read"} - {needed})
-    path = template.format(video_id="ap-x", name="any")
+    path = template.format(video_id="ap-x", batch_id="batch_ap-x", name="any")
     status, code, headers = await http_status(edges, method, path, edges.bearer(scope=others))
     assert (status, code) == (403, "permission_denied")
     assert f'scope="{needed}"' in headers["WWW-Authenticate"]
@@ -143,7 +143,8 @@ async def test_another_tenants_video_is_404_on_every_route(edges):
     for method, template in GUARDED_ROUTES:
         if "video_id" in template:
             path = template.format(video_id=video_id)
-            status, code, _headers = await http_status(edges, method, path, stranger)
+            remix = {"json": body} if path.endswith("/remix") else {}
+            status, code, _headers = await http_status(edges, method, path, stranger, **remix)
             assert (status, code) == (404, "video_not_found"), path
     async with edges.http.get(f"/v1/videos/{video_id}", headers=edges.bearer()) as answer:
         assert answer.status == 200

@@ -260,7 +260,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 async def test_health_follows_readiness(edges):
     health = health_pb2_grpc.HealthStub(edges.channel)
-    names = ["", "reelmesh.v1.VideoService", "reelmesh.v1.FleetService"]
+    services = ("BatchService", "FleetService", "VideoService")
+    names = ["", *(f"reelmesh.v1.{service}" for service in services)]
     for ready, expected in ((True, SERVING), (False, NOT_SERVING)):
         edges.application.readiness = (ready, "why not")
         for name in names:
@@ -293,8 +294,9 @@ async def test_reflection_lists_the_services(edges):
     answer = await call.read()
     names = {service.name for service in answer.list_services_response.service}
     assert names == {
-        "reelmesh.v1.VideoService",
+        "reelmesh.v1.BatchService",
         "reelmesh.v1.FleetService",
+        "reelmesh.v1.VideoService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
