@@ -59,7 +59,7 @@ def test_the_listeners_of_the_document_are_those_of_the_tables():
     """Who may call at all, besides health and reflection."""
     for table, roles in (
         (PEER_ACCESS, {Role.GATEWAY}),
-        (NODE_ACCESS, {Role.GATEWAY, Role.CONTROL_PLANE, Role.OPERATOR}),
+        (NODE_ACCESS, {Role.GATEWAY, Role.CONTROL_PLANE, Role.NODE, Role.OPERATOR}),
         (CONTROL_ACCESS, {Role.NODE, Role.GATEWAY}),
     ):
         own = {m: rule for m, rule in table.items() if m.startswith("/reelmesh.")}
