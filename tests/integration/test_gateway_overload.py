@@ -87,6 +87,8 @@ async def test_refusals_have_a_delay_queues_a_bound_and_what_was_taken_ends(tmp_
         assert sum(each.status == "completed" for each in standings.values()) > 20
         # A job that a full node gave back stands in the line again, beyond those let in.
         refusals = Counter(each.refused.split()[-1] for each in crowd.history if each.refused)
-        assert refusals.keys() >= {"resource_exhausted", "quota_concurrent_jobs"}, refusals
+        assert refusals["resource_exhausted"], refusals
+        # Which of its two limits is met first is a matter of speed.
+        assert refusals["quota_concurrent_jobs"] + refusals["quota_queued_jobs"], refusals
         assert seen["waiting"] <= MAX_WAITING + 2 * SLOTS * NODES
         assert not any(len(member.core.waiting) for member in members)
