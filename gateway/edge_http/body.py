@@ -50,7 +50,7 @@ class CreateRequest:
         self.names = frozenset(fields)
         self.unfit: dict[str, int] = {}
         """By the spec's field, whole numbers that it cannot hold."""
-        violations = []
+        violations: list[FieldViolation] = []
         for name, value in fields.items():
             field = FIELDS.get(name)
             if field is None:
