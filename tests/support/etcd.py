@@ -8,13 +8,14 @@ import dataclasses
 import importlib.util
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+
+from reelmesh_cli.mesh.ports import free_ports
 
 START_TIMEOUT_S = 20.0
 
@@ -35,11 +36,9 @@ def etcd_binary(name: str = "etcd") -> str:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that no outgoing connection is given: a member that starts, or starts again, finds it."""
+    with free_ports() as ports:
+        return next(ports)
 
 
 @dataclasses.dataclass
