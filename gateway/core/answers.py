@@ -11,11 +11,11 @@ from reelmesh.v1 import job_service_pb2, video_pb2
 from gateway.cache.index import Finished, Index
 from gateway.core.commit import Committer
 from gateway.core.late_records import LateRecords
-from gateway.errors import JobStoreAway
+from gateway.errors import GatewayError, JobStoreAway
 from gateway.jobs import records
 from gateway.jobs.attempts import FIRST_ATTEMPT
 from gateway.jobs.home import HomeJobs
-from gateway.jobs.store import copied
+from gateway.jobs.store import KeyElsewhere, copied
 from gateway.output.artifacts import ArtifactError, ArtifactMissing, ArtifactStore, artifact_key
 from reelkit.clock import Clock
 
@@ -84,7 +84,9 @@ class Answers:
             self._late.record(copied(ended))
             self._committer.on_end(ended)
             return ended
-        except BaseException:
+        except (GatewayError, KeyElsewhere):
+            # Refused for certain. A call that is cut off may have written the record, which
+            # then names the artifact.
             self._committer.discard(ended.artifact_key)
             raise
         if created:
